@@ -1,0 +1,203 @@
+// Package config is the configuration file: its structs, defaults, strict
+// decoding and validation. Load reads and checks everything a file alone can
+// tell and touches nothing but the file and the secrets it names.
+package config
+
+import (
+	"time"
+
+	"downlink/mapping"
+)
+
+// Config is a whole file. Bridge, Relay or both are set.
+type Config struct {
+	// Version is the file format's version: 1.
+	Version int `yaml:"version"`
+	// Bridge is the cloud side: NATS to IoT Hub.
+	Bridge *Bridge `yaml:"bridge"`
+	// Relay is the device side: IoT Hub to the local NATS.
+	Relay *Relay `yaml:"relay"`
+	// HTTP is the address of /livez, /readyz, /metrics and /status. Default 127.0.0.1:9464; "off" serves none.
+	HTTP string `yaml:"http"`
+	// Log sets level and format of the log on stderr.
+	Log Log `yaml:"log"`
+	// ShutdownGrace is how long the first signal lets messages in flight finish. Default 10s.
+	ShutdownGrace time.Duration `yaml:"shutdown_grace"`
+}
+
+// Log configures the structured log.
+type Log struct {
+	// Level is debug, info (default), warn or error.
+	Level string `yaml:"level"`
+	// Format is text (default) or json.
+	Format string `yaml:"format"`
+}
+
+// Bridge is the cloud side.
+type Bridge struct {
+	// Name prefixes everything of this bridge on NATS: durables, queue groups, streams, subjects. Default downlink.
+	Name string `yaml:"name"`
+	// NATS is where the messages come from.
+	NATS NATS `yaml:"nats"`
+	// Hubs lists the IoT Hubs; the first is the default.
+	Hubs []Hub `yaml:"hubs"`
+	// Routes are tried in order; the first match wins.
+	Routes []Route `yaml:"routes"`
+	// Unmatched is drop (default) or dead: what becomes of a message that no route takes.
+	Unmatched string `yaml:"unmatched"`
+	// Storage bounds what the bridge keeps in JetStream.
+	Storage Storage `yaml:"storage"`
+}
+
+// NATS is one connection, the same block on both sides.
+type NATS struct {
+	// URL lists servers. Default nats://127.0.0.1:4222.
+	URL []string `yaml:"url"`
+	// Context names a context of the nats CLI, instead of url and credentials.
+	Context string `yaml:"context"`
+	// CredsFile is a .creds file (JWT and seed).
+	CredsFile string `yaml:"creds_file"`
+	// NKeyFile holds an nkey seed.
+	NKeyFile string `yaml:"nkey_file"`
+	// TokenFile holds a token.
+	TokenFile string `yaml:"token_file"`
+	// User and PasswordFile go together.
+	User         string `yaml:"user"`
+	PasswordFile string `yaml:"password_file"`
+	// TLS trusts a private CA and shows a client certificate.
+	TLS NATSTLS `yaml:"tls"`
+	// Embedded starts a nats-server with JetStream in this process instead.
+	Embedded *EmbeddedNATS `yaml:"embedded"`
+}
+
+// NATSTLS is the TLS side of a NATS connection.
+type NATSTLS struct {
+	CAFile   string `yaml:"ca_file"`
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+}
+
+// EmbeddedNATS is a nats-server in this process.
+type EmbeddedNATS struct {
+	// Listen is its address. Default 127.0.0.1:4222; port 0 picks a free one.
+	Listen string `yaml:"listen"`
+	// StoreDir keeps JetStream's files. Empty: a temporary directory, gone at exit.
+	StoreDir string `yaml:"store_dir"`
+	// Streams are created at start if they do not exist.
+	Streams []Stream `yaml:"streams"`
+}
+
+// Stream is a stream to create.
+type Stream struct {
+	Name     string   `yaml:"name"`
+	Subjects []string `yaml:"subjects"`
+}
+
+// Hub is one IoT Hub's service side.
+type Hub struct {
+	// Name is used in routes, receipts and metrics. Default main.
+	Name string `yaml:"name"`
+	// ConnectionString is a service connection string with the ServiceConnect right; prefer the file.
+	ConnectionString Secret `yaml:"connection_string"`
+	// ConnectionStringFile holds it. Exactly one of the two, unless embedded.
+	ConnectionStringFile string `yaml:"connection_string_file"`
+	// Embedded uses the embedded hub of this process.
+	Embedded bool `yaml:"embedded"`
+	// AMQPAddress is host:port when it is not the hub's name and 5671.
+	AMQPAddress string `yaml:"amqp_address"`
+	// CAFile adds a CA to trust, such as the embedded hub's.
+	CAFile string `yaml:"ca_file"`
+	// Window is how many messages may be in flight to the hub at once. Default 512.
+	Window int `yaml:"window"`
+	// PropertyCharset is utf8 (default) or documented: the hub's documented set of ASCII characters only.
+	PropertyCharset string `yaml:"property_charset"`
+}
+
+// Route is a mapping route and how its stream is consumed.
+type Route struct {
+	mapping.Route `yaml:",inline"`
+	// Start is new (default), all or an RFC 3339 time: where a durable begins when it is first created. Streams with work-queue retention: all.
+	Start string `yaml:"start"`
+	// Create makes the stream, holding the route's subject, if it does not exist.
+	Create bool `yaml:"create"`
+	// DeviceNotFound is dead (default) or retry.
+	DeviceNotFound string `yaml:"device_not_found"`
+}
+
+// Storage bounds the bridge's own streams.
+type Storage struct {
+	// Create makes missing streams. Default true.
+	Create *bool `yaml:"create"`
+	// Replicas is a number or "source" (default: as the source stream's).
+	Replicas string `yaml:"replicas"`
+	// DeadMaxAge is how long dead letters are kept. Default 720h.
+	DeadMaxAge time.Duration `yaml:"dead_max_age"`
+	// DeadMaxBytes bounds their stream. Default 1 GiB.
+	DeadMaxBytes int64 `yaml:"dead_max_bytes"`
+}
+
+// Relay is the device side.
+type Relay struct {
+	// Name is added to Downlink-Via and prefixes the relay's own subjects. Default downlink.
+	Name string `yaml:"name"`
+	// NATS is the local server.
+	NATS NATS `yaml:"nats"`
+	// Devices are the identities to receive for.
+	Devices []Device `yaml:"devices"`
+	// Publish says where messages go on the local NATS.
+	Publish Publish `yaml:"publish"`
+	// AllowSubjects lists subjects that a message may name for itself by its original subject.
+	AllowSubjects []string `yaml:"allow_subjects"`
+}
+
+// Device is one device identity.
+type Device struct {
+	// ConnectionString is the device's connection string; prefer the file.
+	ConnectionString     Secret `yaml:"connection_string"`
+	ConnectionStringFile string `yaml:"connection_string_file"`
+	// Embedded names a device of the embedded hub of this process instead.
+	Embedded string `yaml:"embedded"`
+	// MQTTAddress is host:port when it is not the hub's name and 8883.
+	MQTTAddress string `yaml:"mqtt_address"`
+	// CAFile adds a CA to trust, such as the embedded hub's.
+	CAFile string `yaml:"ca_file"`
+}
+
+// Publish is the relay's target.
+type Publish struct {
+	// Subject is a template. Default: edge.{device}, plus .{property verb} if there is one.
+	Subject string `yaml:"subject"`
+	// Stream is the JetStream stream that stores the subject. Without it: core NATS.
+	Stream string `yaml:"stream"`
+	// Create makes the stream if it does not exist.
+	Create bool `yaml:"create"`
+}
+
+// Secret is a text that prints as <redacted>. Reveal gives it.
+type Secret struct{ value string }
+
+// NewSecret wraps a secret text.
+func NewSecret(s string) Secret { return Secret{s} }
+
+// Reveal returns the text.
+func (s Secret) Reveal() string { return s.value }
+
+// IsZero reports whether the secret is empty.
+func (s Secret) IsZero() bool { return s.value == "" }
+
+// String hides the text.
+func (s Secret) String() string {
+	if s.value == "" {
+		return ""
+	}
+	return "<redacted>"
+}
+
+// GoString hides the text from %#v.
+func (s Secret) GoString() string { return s.String() }
+
+// MarshalText hides the text from every encoder.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText takes the text as it is.
+func (s *Secret) UnmarshalText(b []byte) error { s.value = string(b); return nil }

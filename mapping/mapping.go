@@ -1,0 +1,130 @@
+// Package mapping translates between NATS messages and IoT Hub cloud-to-device
+// (C2D) messages, both ways, and does nothing else: no I/O, no clocks, no
+// goroutines. On the cloud side a Table turns an Input into Envelopes; on the
+// device side a Publisher turns a C2D message into a Publication.
+//
+// Everything a configuration can get wrong is found by Compile and
+// CompileRelay. What only a message can get wrong (an absent header, a value
+// the hub cannot carry) is a *RouteError with a dead-letter reason.
+package mapping
+
+import "time"
+
+// Input is one NATS message as the cloud side received it.
+// The mapping never modifies it and keeps no reference to it after Map returns,
+// except that an Envelope's Body aliases Payload.
+type Input struct {
+	Subject  string
+	Header   map[string][]string // nats.Header's underlying type; may be nil
+	Payload  []byte
+	Stream   string    // "" for core NATS
+	Sequence uint64    // in Stream; 0 for core NATS
+	Time     time.Time // stored time (JetStream) or time of receipt (core NATS)
+}
+
+// Ack is the feedback a C2D message asks of the hub, as the text of the
+// iothub-ack property (IoT Hub developer guide, "Send cloud-to-device messages").
+// The zero value asks for none.
+type Ack string
+
+// The feedback requests that the hub knows.
+const (
+	AckNone     Ack = ""
+	AckPositive Ack = "positive"
+	AckNegative Ack = "negative"
+	AckFull     Ack = "full"
+)
+
+// Property is one application property. Order is kept as configured or received.
+type Property struct {
+	Name  string
+	Value string
+	// Null marks a property that has a name and no value at all, which only the
+	// device side meets (a bag entry without "="). Value is then empty.
+	Null bool
+}
+
+// Envelope is one C2D message, ready for the hub: every value is legal there.
+// A system property that is empty is not sent.
+type Envelope struct {
+	Route           string
+	Hub             string // name of the hub in the configuration
+	Device          string // device ID, not encoded
+	MessageID       string
+	CorrelationID   string
+	UserID          string
+	ContentType     string
+	ContentEncoding string
+	ExpiresAt       time.Time // zero: the hub's default
+	Ack             Ack
+	Properties      []Property // application properties, names unique
+	Body            []byte
+}
+
+// Reason is why a message becomes a dead letter or is dropped. Reasons appear in subjects,
+// headers and metrics, so they are lower case words joined by "-".
+type Reason string
+
+// The reasons that mapping itself gives.
+const (
+	ReasonAbsent       Reason = "absent"         // a value that must be there is nil
+	ReasonExpression   Reason = "bad-expression" // an expression failed on this message
+	ReasonNotAllowed   Reason = "not-allowed"    // device not in the route's allow list, or subject not in allow_subjects
+	ReasonBadDevice    Reason = "bad-device"     // not a legal device ID
+	ReasonBadProperty  Reason = "bad-property"   // a property the hub cannot carry
+	ReasonBadMessageID Reason = "bad-message-id" // a system property the hub cannot carry
+	ReasonBadSubject   Reason = "bad-subject"    // the relay's template yields no legal subject
+	ReasonTooLarge     Reason = "too-large"      // over 64 KB by the hub's way of counting
+	ReasonLoop         Reason = "loop"           // already came through this bridge
+)
+
+// RouteError says why one message cannot be mapped by one route. Error reads
+// "route NAME: FIELD: cause" and never contains payload.
+type RouteError struct {
+	Route  string
+	Field  string // such as "device", "properties[1].value"
+	Reason Reason
+	Err    error
+}
+
+func (e *RouteError) Error() string {
+	return "route " + e.Route + ": " + e.Field + ": " + e.Err.Error()
+}
+
+func (e *RouteError) Unwrap() error { return e.Err }
+
+// Result is what one matching route makes of one Input: exactly one of
+// Envelope, Drop and Err is set.
+type Result struct {
+	Route    string
+	Envelope *Envelope
+	Drop     string // the reason given in the route; "loop" for a message that came through this bridge before
+	Err      *RouteError
+}
+
+// C2D is one cloud-to-device message as the device received it, decoded from the
+// MQTT topic's property bag and the payload.
+type C2D struct {
+	Device          string
+	Topic           string // as on the wire; part of the message's identity
+	MessageID       string
+	CorrelationID   string
+	UserID          string
+	ContentType     string
+	ContentEncoding string
+	To              string
+	Expires         string // $.exp as on the wire, .NET round-trip format
+	Ack             string // iothub-ack as on the wire
+	Properties      []Property
+	Body            []byte
+}
+
+// Publication is one message to publish on the device side's NATS.
+type Publication struct {
+	Subject string
+	Header  map[string][]string
+	Data    []byte
+	// ID identifies a repeat: the same device, message ID and digest of topic and
+	// payload. Empty when the message has no message ID: then it is never a repeat.
+	ID string
+}

@@ -1,0 +1,97 @@
+package mapping
+
+import "time"
+
+// Route says which messages it takes and what becomes of them. Text between
+// braces is an expression; see Compile. The zero value is not usable.
+type Route struct {
+	// Name identifies the route in receipts, dead letters, logs and metrics. Default: "route-N", N from 1.
+	Name string `yaml:"name"`
+	// Subject is a NATS subject; "{x}" captures one token and "{x...}" the rest, "*" and ">" match without a name.
+	Subject string `yaml:"subject"`
+	// Stream takes only messages of this JetStream stream: at least once.
+	Stream string `yaml:"stream"`
+	// Source is "core" to take messages from core NATS: at most once, unless the publisher makes a request. A route that
+	// delivers says Stream or Source; one that drops and says neither holds for every source.
+	Source string `yaml:"source"`
+	// Drop discards what the route matches, on purpose; the text is the reason. Such a route has no device, message or properties.
+	Drop string `yaml:"drop"`
+	// Also goes on to later routes after this one matched.
+	Also bool `yaml:"also"`
+	// Hub names the hub to send to. Default: the first.
+	Hub string `yaml:"hub"`
+	// Device is the device ID's template, such as "{site}-{device}".
+	Device string `yaml:"device"`
+	// Allow lists the devices the route may reach, as patterns with "*" for any run of characters. Required when device depends on a header or the payload.
+	Allow []string `yaml:"allow"`
+	// Message sets the system properties.
+	Message MessageRule `yaml:"message"`
+	// Properties sets the application properties, in order.
+	Properties []PropertyRule `yaml:"properties"`
+	// IllegalValues says what happens to an explicit property's value that the hub or NATS cannot carry as it is: encode, omit or dead (default). Copies by pattern always encode.
+	IllegalValues string `yaml:"illegal_values"`
+	// Envelope is plain (default: no property that the route did not name) or relay (adds what the relay uses: original subject, number, via).
+	Envelope string `yaml:"envelope"`
+}
+
+// MessageRule sets the system properties of a C2D message. Each text is a template.
+type MessageRule struct {
+	// MessageID defaults to <stream>:<seq>:<stored time, base 36> and to a random one from core NATS.
+	MessageID       string `yaml:"message_id"`
+	CorrelationID   string `yaml:"correlation_id"`
+	UserID          string `yaml:"user_id"`
+	ContentType     string `yaml:"content_type"`
+	ContentEncoding string `yaml:"content_encoding"`
+	// TTL counts from the source message's timestamp; at most 48h. Zero: the hub's default.
+	TTL time.Duration `yaml:"ttl"`
+	// Ack is none (default), positive, negative or full.
+	Ack string `yaml:"ack"`
+}
+
+// PropertyRule is one application property (name and value), or a copy of all headers that match a pattern.
+type PropertyRule struct {
+	Name  string `yaml:"name"`
+	Value string `yaml:"value"`
+	// Headers is a pattern with "*", such as "X-*"; matching headers are copied under their own names.
+	Headers string `yaml:"headers"`
+	// Strip is a prefix removed from the copied names.
+	Strip string `yaml:"strip"`
+}
+
+// TableOptions is what a Table must know beyond its routes.
+type TableOptions struct {
+	// Name is the bridge's name, for Downlink-Via and the loop check.
+	Name string
+	// Hubs lists the hubs in order; the first is the default.
+	Hubs []HubOptions
+}
+
+// HubOptions is what mapping must know of one hub.
+type HubOptions struct {
+	Name string
+	// DocumentedCharset limits property names and values to the hub's documented
+	// set; otherwise any UTF-8 without control characters passes.
+	DocumentedCharset bool
+}
+
+// RelayOptions configures the device side's mapping.
+type RelayOptions struct {
+	// Subject is the template. Default: edge.{device}, plus .{property verb} if there is one.
+	Subject string
+	// AllowSubjects lists NATS subject patterns that a message's own original subject may be published under.
+	AllowSubjects []string
+	// Name is the relay's name, for Downlink-Via and to refuse its own subjects.
+	Name string
+}
+
+// FieldError is one mistake in a configuration, found by Compile or CompileRelay.
+// Several are joined with errors.Join.
+type FieldError struct {
+	// Path is the field's place below the thing compiled, such as "routes[2].device".
+	Path string
+	Err  error
+}
+
+func (e *FieldError) Error() string { return e.Path + ": " + e.Err.Error() }
+
+func (e *FieldError) Unwrap() error { return e.Err }
