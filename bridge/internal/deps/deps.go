@@ -19,7 +19,7 @@ import (
 	_ "github.com/stretchr/testify/require"
 	_ "github.com/synadia-io/orbit.go/natscontext"
 	_ "go.uber.org/goleak"
+	_ "go.yaml.in/yaml/v3"
 	_ "golang.org/x/sync/errgroup"
 	_ "golang.org/x/time/rate"
-	_ "go.yaml.in/yaml/v3"
 )

@@ -1,0 +1,609 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"downlink/mapping"
+)
+
+// fakeSource is a Source fed by the test, and the log of what became of its deliveries.
+type fakeSource struct {
+	in chan Delivery
+
+	mu     sync.Mutex
+	acked  []string
+	termed map[string]string
+}
+
+func newFakeSource() *fakeSource {
+	return &fakeSource{in: make(chan Delivery, 100_000), termed: map[string]string{}}
+}
+
+func (s *fakeSource) Name() string { return "COMMANDS" }
+
+func (s *fakeSource) Receive(ctx context.Context) (Delivery, error) {
+	select {
+	case d := <-s.in:
+		return d, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// publish queues a message; its payload is its name. Without a stream it is from core NATS.
+func (s *fakeSource) publish(stream, subject, name string) *fakeDelivery {
+	d := &fakeDelivery{source: s, in: mapping.Input{Subject: subject, Payload: []byte(name), Stream: stream, Sequence: 1, Time: time.Now()}}
+	s.in <- d
+	return d
+}
+
+func (s *fakeSource) acks() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.acked...)
+}
+
+type fakeDelivery struct {
+	source *fakeSource
+	in     mapping.Input
+}
+
+func (d *fakeDelivery) Message() *mapping.Input { return &d.in }
+
+func (d *fakeDelivery) Ack(context.Context) error {
+	d.source.mu.Lock()
+	defer d.source.mu.Unlock()
+	d.source.acked = append(d.source.acked, string(d.in.Payload))
+	return nil
+}
+
+func (d *fakeDelivery) Term(_ context.Context, reason string) error {
+	d.source.mu.Lock()
+	defer d.source.mu.Unlock()
+	d.source.termed[string(d.in.Payload)] = reason
+	return nil
+}
+
+// requestDelivery is a delivery whose publisher waits for the outcome.
+type requestDelivery struct {
+	fakeDelivery
+	replies chan []Receipt
+}
+
+func (d *requestDelivery) Reply(_ context.Context, r []Receipt) error {
+	d.replies <- r
+	return nil
+}
+
+// sent is one send that a fakeSender was asked for.
+type sent struct {
+	device, name string
+	at           time.Time
+}
+
+// fakeSender answers by a script; it notes overlapping sends to a device.
+type fakeSender struct {
+	answer func(n int, e *mapping.Envelope) error // n: how many times this message was sent, from 1
+	takes  time.Duration
+
+	mu       sync.Mutex
+	sends    []sent
+	tries    map[string]int
+	inFlight map[string]int
+	overlap  bool
+	maxAll   int
+	all      int
+}
+
+func newFakeSender(answer func(n int, e *mapping.Envelope) error) *fakeSender {
+	return &fakeSender{answer: answer, takes: time.Millisecond, tries: map[string]int{}, inFlight: map[string]int{}}
+}
+
+func (f *fakeSender) Send(ctx context.Context, e *mapping.Envelope) error {
+	f.mu.Lock()
+	f.sends = append(f.sends, sent{e.Device, string(e.Body), time.Now()})
+	f.tries[string(e.Body)]++
+	n := f.tries[string(e.Body)]
+	f.inFlight[e.Device]++
+	f.all++
+	f.maxAll = max(f.maxAll, f.all)
+	f.overlap = f.overlap || f.inFlight[e.Device] > 1
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		f.inFlight[e.Device]--
+		f.all--
+		f.mu.Unlock()
+	}()
+	select {
+	case <-time.After(f.takes):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if f.answer == nil {
+		return nil
+	}
+	return f.answer(n, e)
+}
+
+func (f *fakeSender) log() []sent {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]sent(nil), f.sends...)
+}
+
+type fakeDeadLetters struct {
+	mu      sync.Mutex
+	letters []DeadLetter
+	fail    error
+}
+
+func (f *fakeDeadLetters) Store(_ context.Context, d DeadLetter) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return f.fail
+	}
+	f.letters = append(f.letters, d)
+	return nil
+}
+
+func (f *fakeDeadLetters) setFail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail = err
+}
+
+func (f *fakeDeadLetters) all() []DeadLetter {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]DeadLetter(nil), f.letters...)
+}
+
+// bySubject maps "cmd.<device>.…" to that device; other subjects have no route,
+// "drop.>" is dropped, "both.>" goes to two devices, "bad.>" cannot be mapped.
+type bySubject struct{ ttl time.Duration }
+
+func (m bySubject) Map(in *mapping.Input) []mapping.Result {
+	to := func(device string) mapping.Result {
+		e := &mapping.Envelope{Route: "r", Hub: "main", Device: device, MessageID: string(in.Payload), Body: in.Payload}
+		if m.ttl > 0 {
+			e.ExpiresAt = in.Time.Add(m.ttl)
+		}
+		return mapping.Result{Route: "r", Envelope: e}
+	}
+	tokens := strings.Split(in.Subject, ".")
+	switch tokens[0] {
+	case "cmd":
+		return []mapping.Result{to(tokens[1])}
+	case "both":
+		return []mapping.Result{to("a"), to("b")}
+	case "drop":
+		return []mapping.Result{{Route: "d", Drop: "test traffic"}}
+	case "bad":
+		return []mapping.Result{{Route: "r", Err: &mapping.RouteError{Route: "r", Field: "device", Reason: mapping.ReasonAbsent, Err: errors.New("no value")}}}
+	}
+	return nil
+}
+
+// rig is a running engine among fakes.
+type rig struct {
+	*Bridge
+	source *fakeSource
+	sender *fakeSender
+	dead   *fakeDeadLetters
+	stop   func()
+}
+
+func start(t *testing.T, sender *fakeSender, change ...func(*Options)) *rig {
+	t.Helper()
+	r := &rig{source: newFakeSource(), sender: sender, dead: &fakeDeadLetters{}}
+	o := Options{
+		Sources: []Source{r.source}, Mapper: bySubject{}, DeadLetters: r.dead,
+		Hubs: []HubOptions{{Name: "main", Sender: sender, Window: 64}},
+	}
+	for _, c := range change {
+		c(&o)
+	}
+	b, err := New(o)
+	require.NoError(t, err)
+	r.Bridge = b
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	r.stop = func() {
+		cancel()
+		require.NoError(t, <-done)
+	}
+	return r
+}
+
+// balance is the promise's equation.
+func (r *rig) balance(t *testing.T) {
+	t.Helper()
+	s := r.Status()
+	require.Equal(t, s.Received+s.Expanded, s.Accepted+s.Dead+s.Dropped+s.Returned+s.Waiting)
+}
+
+func amqpErr(c Class, condition string) error {
+	return &Error{Class: c, Op: "send", Condition: condition, Err: errors.New("said the hub")}
+}
+
+func TestOrderPerDeviceOneInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		// Every third first try is handed back: order must survive the retries.
+		r := start(t, newFakeSender(func(n int, e *mapping.Envelope) error {
+			if n == 1 && strings.HasSuffix(string(e.Body), "3") {
+				return amqpErr(Resend, "")
+			}
+			return nil
+		}))
+		for i := range 500 {
+			r.source.publish("COMMANDS", fmt.Sprintf("cmd.d%d", i%20), fmt.Sprintf("%04d", i))
+		}
+		time.Sleep(time.Minute) // the bubble's clock: until all is quiet
+		require.Len(t, r.source.acks(), 500)
+		require.False(t, r.sender.overlap, "one in flight a device")
+		require.LessOrEqual(t, r.sender.maxAll, 64)
+		last := map[string]string{}
+		for _, s := range r.sender.log() {
+			require.GreaterOrEqual(t, s.name, last[s.device], "device %s", s.device)
+			last[s.device] = s.name
+		}
+		r.balance(t)
+		r.stop()
+	})
+}
+
+func TestOneDeviceNeverDelaysAnother(t *testing.T) {
+	classes := map[string]error{
+		"queue full": amqpErr(QueueFull, "amqp:resource-limit-exceeded"),
+		"resend":     amqpErr(Resend, ""),
+		"unknown":    amqpErr(Unknown, "x:odd"),
+		"no device":  amqpErr(NoDevice, "amqp:not-found"),
+		"refused":    amqpErr(Refused, "amqp:not-allowed"),
+	}
+	for name, outcome := range classes {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begin := time.Now()
+				r := start(t, newFakeSender(func(_ int, e *mapping.Envelope) error {
+					if e.Device == "sick" {
+						return outcome
+					}
+					return nil
+				}))
+				for i := range 100 {
+					r.source.publish("COMMANDS", "cmd.sick", fmt.Sprintf("s%d", i))
+					r.source.publish("COMMANDS", "cmd.well", fmt.Sprintf("w%d", i))
+				}
+				time.Sleep(150 * time.Millisecond)
+				var well int
+				for _, s := range r.sender.log() {
+					if s.device == "well" {
+						well++
+						require.Less(t, s.at.Sub(begin), 110*time.Millisecond)
+					}
+				}
+				require.Equal(t, 100, well)
+				r.balance(t)
+				r.stop()
+				r.balance(t)
+			})
+		})
+	}
+}
+
+func TestFates(t *testing.T) {
+	t.Run("unknown device is a dead letter, or waits if the route says so", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			gone := newFakeSender(func(int, *mapping.Envelope) error { return amqpErr(NoDevice, "amqp:not-found") })
+			r := start(t, gone)
+			r.source.publish("COMMANDS", "cmd.x", "m1")
+			synctest.Wait()
+			time.Sleep(time.Second)
+			letters := r.dead.all()
+			require.Len(t, letters, 1)
+			require.Equal(t, ReasonDeviceNotFound, letters[0].Reason)
+			require.Equal(t, "amqp:not-found", letters[0].Condition)
+			require.Equal(t, "said the hub", letters[0].Text)
+			require.Equal(t, 1, letters[0].Attempts)
+			require.Equal(t, map[string]string{"m1": "device-not-found"}, r.source.termed)
+			r.stop()
+
+			born := newFakeSender(func(n int, _ *mapping.Envelope) error {
+				if n < 4 {
+					return amqpErr(NoDevice, "amqp:not-found")
+				}
+				return nil
+			})
+			r = start(t, born, func(o *Options) { o.RetryNoDevice = []string{"r"} })
+			r.source.publish("COMMANDS", "cmd.x", "m1")
+			time.Sleep(time.Minute)
+			require.Empty(t, r.dead.all())
+			require.Equal(t, []string{"m1"}, r.source.acks())
+			r.stop()
+		})
+	})
+	t.Run("a full queue is probed with back-off, never given up", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := start(t, newFakeSender(func(int, *mapping.Envelope) error {
+				return amqpErr(QueueFull, "amqp:resource-limit-exceeded")
+			}))
+			r.source.publish("COMMANDS", "cmd.x", "m1")
+			time.Sleep(time.Hour)
+			n := len(r.sender.log())
+			require.Greater(t, n, 60, "still probing")
+			require.Less(t, n, 300, "not spinning")
+			require.Empty(t, r.source.acks())
+			require.Empty(t, r.dead.all())
+			r.stop()
+			require.EqualValues(t, 1, r.Status().Returned)
+		})
+	})
+	t.Run("an unknown condition is tried a bounded number of times", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := start(t, newFakeSender(func(_ int, e *mapping.Envelope) error {
+				if string(e.Body) == "m1" {
+					return amqpErr(Unknown, "x:odd")
+				}
+				return nil
+			}))
+			r.source.publish("COMMANDS", "cmd.x", "m1")
+			r.source.publish("COMMANDS", "cmd.x", "m2")
+			time.Sleep(10 * time.Minute)
+			letters := r.dead.all()
+			require.Len(t, letters, 1)
+			require.Equal(t, ReasonUnknownCondition, letters[0].Reason)
+			require.Equal(t, unknownTries, letters[0].Attempts)
+			require.Equal(t, []string{"m2"}, r.source.acks(), "the lane goes on")
+			r.stop()
+		})
+	})
+	t.Run("what breaks the link is sent alone, then is dead", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var r *rig
+			alone := true
+			r = start(t, newFakeSender(func(n int, e *mapping.Envelope) error {
+				if string(e.Body) != "poison" {
+					return nil
+				}
+				if n == 3 {
+					r.sender.mu.Lock()
+					alone = r.sender.all == 1
+					r.sender.mu.Unlock()
+				}
+				return amqpErr(LinkLost, "")
+			}))
+			r.source.publish("COMMANDS", "cmd.p", "poison")
+			for i := range 300 {
+				r.source.publish("COMMANDS", fmt.Sprintf("cmd.d%d", i), fmt.Sprintf("m%d", i))
+			}
+			time.Sleep(time.Minute)
+			require.True(t, alone)
+			require.Len(t, r.source.acks(), 300)
+			require.Equal(t, map[string]string{"poison": "breaks-link"}, r.source.termed)
+			r.stop()
+		})
+	})
+	t.Run("expired before it could be sent never reaches the wire", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := start(t, newFakeSender(func(_ int, e *mapping.Envelope) error {
+				return amqpErr(QueueFull, "amqp:resource-limit-exceeded")
+			}), func(o *Options) { o.Mapper = bySubject{ttl: 10 * time.Second} })
+			r.source.publish("COMMANDS", "cmd.x", "m1")
+			time.Sleep(time.Minute)
+			require.Equal(t, map[string]string{"m1": "expired"}, r.source.termed)
+			for _, s := range r.sender.log() {
+				require.Less(t, s.at.Sub(r.dead.all()[0].Message.Time), 10*time.Second)
+			}
+			r.stop()
+		})
+	})
+	t.Run("no route, drop and a mapping error are counted fates", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := start(t, newFakeSender(nil))
+			r.source.publish("COMMANDS", "other.x", "m1")
+			r.source.publish("COMMANDS", "drop.x", "m2")
+			r.source.publish("COMMANDS", "bad.x", "m3")
+			r.source.publish("COMMANDS", "both.x", "m4")
+			time.Sleep(time.Second)
+			s := r.Status()
+			require.EqualValues(t, 2, s.Dropped)
+			require.EqualValues(t, 1, s.Dead)
+			require.EqualValues(t, 2, s.Accepted)
+			require.EqualValues(t, 1, s.Expanded)
+			require.Equal(t, []string{"m1", "m2", "m4"}, r.source.acks(), "two targets, one ack")
+			require.Equal(t, map[string]string{"m3": "absent"}, r.source.termed)
+			r.balance(t)
+			r.stop()
+
+			r = start(t, newFakeSender(nil), func(o *Options) { o.DeadUnmatched = true })
+			r.source.publish("COMMANDS", "other.x", "m1")
+			time.Sleep(time.Second)
+			require.Equal(t, map[string]string{"m1": "no-route"}, r.source.termed)
+			r.stop()
+		})
+	})
+}
+
+func TestHubGate(t *testing.T) {
+	t.Run("throttled: one probe at a time, the window halves and recovers", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var throttled = true
+			var mu sync.Mutex
+			r := start(t, newFakeSender(func(int, *mapping.Envelope) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if throttled {
+					return amqpErr(Throttled, "com.microsoft:device-container-throttled")
+				}
+				return nil
+			}))
+			for i := range 200 {
+				r.source.publish("COMMANDS", fmt.Sprintf("cmd.d%d", i), fmt.Sprintf("m%d", i))
+			}
+			time.Sleep(10 * time.Second)
+			require.LessOrEqual(t, len(r.sender.log()), 64+10, "the first window, then probes")
+			require.ErrorContains(t, r.Ready(), "hub main: throttled")
+			require.ErrorContains(t, r.Ready(), "device-container-throttled")
+			require.Less(t, r.Status().Hubs[0].Window, 32)
+			mu.Lock()
+			throttled = false
+			mu.Unlock()
+			time.Sleep(2 * time.Minute)
+			require.Len(t, r.source.acks(), 200)
+			require.NoError(t, r.Ready())
+			r.stop()
+		})
+	})
+	t.Run("resource limit from many devices in a row is the quota: one probe a minute", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := start(t, newFakeSender(func(int, *mapping.Envelope) error {
+				return amqpErr(QueueFull, "amqp:resource-limit-exceeded")
+			}))
+			for i := range 20 {
+				r.source.publish("COMMANDS", fmt.Sprintf("cmd.d%d", i), fmt.Sprintf("m%d", i))
+			}
+			time.Sleep(30 * time.Second)
+			n := len(r.sender.log())
+			time.Sleep(10 * time.Minute)
+			require.InDelta(t, n+10, len(r.sender.log()), 1)
+			require.ErrorContains(t, r.Ready(), "quota")
+			r.stop()
+		})
+	})
+	t.Run("two full devices are not the quota", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := start(t, newFakeSender(func(_ int, e *mapping.Envelope) error {
+				if strings.HasPrefix(e.Device, "full") {
+					return amqpErr(QueueFull, "amqp:resource-limit-exceeded")
+				}
+				return nil
+			}))
+			r.source.publish("COMMANDS", "cmd.full1", "f1")
+			r.source.publish("COMMANDS", "cmd.full2", "f2")
+			time.Sleep(10 * time.Minute)
+			require.NoError(t, r.Ready())
+			r.stop()
+		})
+	})
+}
+
+func TestDrain(t *testing.T) {
+	t.Run("in flight finishes, the rest is given back", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			sender := newFakeSender(nil)
+			sender.takes = 2 * time.Second
+			r := start(t, sender)
+			for i := range 10 {
+				r.source.publish("COMMANDS", "cmd.a", fmt.Sprintf("a%d", i))
+			}
+			time.Sleep(time.Second)
+			begin := time.Now()
+			r.stop()
+			require.Equal(t, time.Second, time.Since(begin))
+			require.Equal(t, []string{"a0"}, r.source.acks())
+			require.EqualValues(t, 9, r.Status().Returned)
+			require.Zero(t, r.Status().Waiting)
+			r.balance(t)
+		})
+	})
+	t.Run("a send that never ends is cut off after the grace period", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			sender := newFakeSender(nil)
+			sender.takes = time.Hour
+			r := start(t, sender)
+			r.source.publish("COMMANDS", "cmd.a", "a0")
+			time.Sleep(time.Second)
+			begin := time.Now()
+			r.stop()
+			require.Equal(t, defaultGrace, time.Since(begin))
+			require.Empty(t, r.source.acks())
+		})
+	})
+	t.Run("core NATS messages are sent: nobody keeps them for us", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			sender := newFakeSender(nil)
+			sender.takes = time.Second
+			r := start(t, sender)
+			for i := range 5 {
+				r.source.publish("", "cmd.a", fmt.Sprintf("a%d", i))
+			}
+			time.Sleep(time.Millisecond)
+			r.stop()
+			require.EqualValues(t, 5, r.Status().Accepted)
+		})
+	})
+}
+
+func TestDeadLetterStoreAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newFakeSender(nil))
+		r.dead.setFail(errors.New("no stream"))
+		r.source.publish("COMMANDS", "bad.x", "m1")
+		time.Sleep(time.Minute)
+		require.Empty(t, r.source.termed, "not settled before its dead letter is durable")
+		require.ErrorContains(t, r.Ready(), "no stream")
+		r.dead.setFail(nil)
+		time.Sleep(time.Minute)
+		require.Equal(t, map[string]string{"m1": "absent"}, r.source.termed)
+		require.NoError(t, r.Ready())
+		r.stop()
+	})
+}
+
+func TestRequestGetsTheOutcome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newFakeSender(func(_ int, e *mapping.Envelope) error {
+			if e.Device == "gone" {
+				return amqpErr(NoDevice, "amqp:not-found")
+			}
+			return nil
+		}))
+		request := func(subject string) []Receipt {
+			d := &requestDelivery{fakeDelivery: fakeDelivery{source: r.source, in: mapping.Input{Subject: subject, Payload: []byte("m"), Time: time.Now()}}, replies: make(chan []Receipt, 1)}
+			r.source.in <- d
+			return <-d.replies
+		}
+		got := request("cmd.a")
+		require.Len(t, got, 1)
+		require.Equal(t, "accepted", got[0].Status)
+		require.Equal(t, "a", got[0].Device)
+		got = request("cmd.gone")
+		require.Equal(t, "dead", got[0].Status)
+		require.Equal(t, "device-not-found", got[0].Reason)
+		require.Equal(t, "amqp:not-found", got[0].Condition)
+		require.Len(t, request("both.x"), 2)
+		require.Equal(t, "no-route", request("nowhere")[0].Reason)
+		r.stop()
+	})
+}
+
+func TestFairAmongDevices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newFakeSender(nil), func(o *Options) { o.Hubs[0].Window = 1 })
+		for i := range 1000 {
+			r.source.publish("COMMANDS", "cmd.greedy", fmt.Sprintf("g%d", i))
+		}
+		time.Sleep(10 * time.Millisecond)
+		begin := time.Now()
+		r.source.publish("COMMANDS", "cmd.modest", "m")
+		time.Sleep(2 * time.Second)
+		for _, s := range r.sender.log() {
+			if s.device == "modest" {
+				require.LessOrEqual(t, s.at.Sub(begin), 2*time.Millisecond)
+			}
+		}
+		r.stop()
+	})
+}

@@ -1,0 +1,159 @@
+package bridge
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Status is a snapshot of the engine for /status. The balance holds at rest:
+// received + expanded = accepted + dead + dropped + returned + waiting.
+type Status struct {
+	Received uint64      `json:"received"`
+	Expanded uint64      `json:"expanded"`
+	Accepted uint64      `json:"accepted"`
+	Dead     uint64      `json:"dead"`
+	Dropped  uint64      `json:"dropped"`
+	Returned uint64      `json:"returned"`
+	Waiting  uint64      `json:"waiting"`
+	Hubs     []HubStatus `json:"hubs"`
+}
+
+// HubStatus is one hub's part of Status.
+type HubStatus struct {
+	Name         string    `json:"name"`
+	State        string    `json:"state"` // open, or the class it waits for
+	Cause        string    `json:"cause,omitempty"`
+	Until        time.Time `json:"until,omitzero"`
+	InFlight     int       `json:"in_flight"`
+	Window       int       `json:"window"`
+	Lanes        int       `json:"lanes"`
+	LanesWaiting int       `json:"lanes_waiting"`
+	Waiting      int       `json:"waiting"` // messages in lanes, those in flight included
+}
+
+// Status takes a snapshot. Safe for concurrent use, also while Run runs.
+func (b *Bridge) Status() Status {
+	t := &b.metrics.totals
+	s := Status{
+		// What ends a message is read before what begins one, so that a message
+		// passing meanwhile counts as waiting and never as less than nothing.
+		Accepted: t.accepted.Load(), Dead: t.dead.Load(), Dropped: t.dropped.Load(), Returned: t.returned.Load(),
+	}
+	s.Received, s.Expanded = t.received.Load(), t.expanded.Load()
+	s.Waiting = s.Received + s.Expanded - s.Accepted - s.Dead - s.Dropped - s.Returned
+	for _, h := range b.options.Hubs {
+		s.Hubs = append(s.Hubs, b.hubs[h.Name].status())
+	}
+	return s
+}
+
+// metrics counts fates. Labels are routes, reasons and classes: never a device.
+type metrics struct {
+	totals struct{ received, expanded, accepted, dead, dropped, returned atomic.Uint64 }
+
+	mu      sync.Mutex
+	byFate  map[fateKey]uint64
+	bySends map[sendKey]uint64
+}
+
+type fateKey struct{ route, fate, reason string }
+type sendKey struct{ hub, outcome string }
+
+func newMetrics() *metrics {
+	return &metrics{byFate: make(map[fateKey]uint64), bySends: make(map[sendKey]uint64)}
+}
+
+func (m *metrics) received(targets int) {
+	m.totals.received.Add(1)
+	m.totals.expanded.Add(uint64(targets - 1))
+}
+
+func (m *metrics) returned(n uint64) { m.totals.returned.Add(n) }
+
+func (m *metrics) fate(r Receipt) {
+	switch r.Status {
+	case "accepted":
+		m.totals.accepted.Add(1)
+	case "dead":
+		m.totals.dead.Add(1)
+	default:
+		m.totals.dropped.Add(1)
+	}
+	m.mu.Lock()
+	m.byFate[fateKey{r.Route, r.Status, r.Reason}]++
+	m.mu.Unlock()
+}
+
+func (m *metrics) sends(hub string, err error) {
+	outcome := "accepted"
+	if e, ok := errors.AsType[*Error](err); ok {
+		outcome = e.Class.String()
+	} else if err != nil {
+		return // shutdown
+	}
+	m.mu.Lock()
+	m.bySends[sendKey{hub, outcome}]++
+	m.mu.Unlock()
+}
+
+var (
+	descReceived = prometheus.NewDesc("downlink_bridge_received_total", "Deliveries received from NATS.", nil, nil)
+	descExpanded = prometheus.NewDesc("downlink_bridge_expanded_total", "Targets beyond the first of a delivery.", nil, nil)
+	descFates    = prometheus.NewDesc("downlink_bridge_messages_total", "Targets by fate: accepted, dead or dropped, with the reason.", []string{"route", "fate", "reason"}, nil)
+	descReturned = prometheus.NewDesc("downlink_bridge_returned_total", "Targets let go at shutdown; their messages come again.", nil, nil)
+	descWaiting  = prometheus.NewDesc("downlink_bridge_waiting", "Targets without a fate yet.", nil, nil)
+	descSends    = prometheus.NewDesc("downlink_bridge_sends_total", "Sends by the hub's outcome.", []string{"hub", "outcome"}, nil)
+	descInFlight = prometheus.NewDesc("downlink_bridge_in_flight", "Sends in flight.", []string{"hub"}, nil)
+	descWindow   = prometheus.NewDesc("downlink_bridge_window", "Sends that may be in flight now; the hub's throttle lowers it.", []string{"hub"}, nil)
+	descLanes    = prometheus.NewDesc("downlink_bridge_lanes", "Devices with messages, by state.", []string{"hub", "state"}, nil)
+	descOpen     = prometheus.NewDesc("downlink_bridge_hub_open", "1 when the hub takes messages, 0 when it waits (throttled, quota, unauthorized).", []string{"hub"}, nil)
+)
+
+// collector gives the metrics to Prometheus.
+type collector struct{ b *Bridge }
+
+// Describe implements prometheus.Collector.
+func (c collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descReceived, descExpanded, descFates, descReturned, descWaiting, descSends, descInFlight, descWindow, descLanes, descOpen} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v int, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
+	}
+	s := c.b.Status()
+	counter(descReceived, s.Received)
+	counter(descExpanded, s.Expanded)
+	counter(descReturned, s.Returned)
+	gauge(descWaiting, int(s.Waiting))
+	for _, h := range s.Hubs {
+		gauge(descInFlight, h.InFlight, h.Name)
+		gauge(descWindow, h.Window, h.Name)
+		gauge(descLanes, h.LanesWaiting, h.Name, "waiting")
+		gauge(descLanes, h.Lanes-h.LanesWaiting, h.Name, "flowing")
+		open := 1
+		if h.State != "open" {
+			open = 0
+		}
+		gauge(descOpen, open, h.Name)
+	}
+	m := c.b.metrics
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for k, v := range m.byFate {
+		counter(descFates, v, k.route, k.fate, k.reason)
+	}
+	for k, v := range m.bySends {
+		counter(descSends, v, k.hub, k.outcome)
+	}
+}
