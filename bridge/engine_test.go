@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -50,6 +51,12 @@ func (s *fakeSource) acks() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]string(nil), s.acked...)
+}
+
+func (s *fakeSource) terms() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.termed)
 }
 
 type fakeDelivery struct {
@@ -317,7 +324,7 @@ func TestFates(t *testing.T) {
 			require.Equal(t, "amqp:not-found", letters[0].Condition)
 			require.Equal(t, "said the hub", letters[0].Text)
 			require.Equal(t, 1, letters[0].Attempts)
-			require.Equal(t, map[string]string{"m1": "device-not-found"}, r.source.termed)
+			require.Equal(t, map[string]string{"m1": "device-not-found"}, r.source.terms())
 			r.stop()
 
 			born := newFakeSender(func(n int, _ *mapping.Envelope) error {
@@ -371,19 +378,20 @@ func TestFates(t *testing.T) {
 	})
 	t.Run("what breaks the link is sent alone, then is dead", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			var r *rig
+			var sender *fakeSender
 			alone := true
-			r = start(t, newFakeSender(func(n int, e *mapping.Envelope) error {
+			sender = newFakeSender(func(n int, e *mapping.Envelope) error {
 				if string(e.Body) != "poison" {
 					return nil
 				}
 				if n == 3 {
-					r.sender.mu.Lock()
-					alone = r.sender.all == 1
-					r.sender.mu.Unlock()
+					sender.mu.Lock()
+					alone = sender.all == 1
+					sender.mu.Unlock()
 				}
 				return amqpErr(LinkLost, "")
-			}))
+			})
+			r := start(t, sender)
 			r.source.publish("COMMANDS", "cmd.p", "poison")
 			for i := range 300 {
 				r.source.publish("COMMANDS", fmt.Sprintf("cmd.d%d", i), fmt.Sprintf("m%d", i))
@@ -391,7 +399,7 @@ func TestFates(t *testing.T) {
 			time.Sleep(time.Minute)
 			require.True(t, alone)
 			require.Len(t, r.source.acks(), 300)
-			require.Equal(t, map[string]string{"poison": "breaks-link"}, r.source.termed)
+			require.Equal(t, map[string]string{"poison": "breaks-link"}, r.source.terms())
 			r.stop()
 		})
 	})
@@ -402,7 +410,7 @@ func TestFates(t *testing.T) {
 			}), func(o *Options) { o.Mapper = bySubject{ttl: 10 * time.Second} })
 			r.source.publish("COMMANDS", "cmd.x", "m1")
 			time.Sleep(time.Minute)
-			require.Equal(t, map[string]string{"m1": "expired"}, r.source.termed)
+			require.Equal(t, map[string]string{"m1": "expired"}, r.source.terms())
 			for _, s := range r.sender.log() {
 				require.Less(t, s.at.Sub(r.dead.all()[0].Message.Time), 10*time.Second)
 			}
@@ -423,14 +431,14 @@ func TestFates(t *testing.T) {
 			require.EqualValues(t, 2, s.Accepted)
 			require.EqualValues(t, 1, s.Expanded)
 			require.Equal(t, []string{"m1", "m2", "m4"}, r.source.acks(), "two targets, one ack")
-			require.Equal(t, map[string]string{"m3": "absent"}, r.source.termed)
+			require.Equal(t, map[string]string{"m3": "absent"}, r.source.terms())
 			r.balance(t)
 			r.stop()
 
 			r = start(t, newFakeSender(nil), func(o *Options) { o.DeadUnmatched = true })
 			r.source.publish("COMMANDS", "other.x", "m1")
 			time.Sleep(time.Second)
-			require.Equal(t, map[string]string{"m1": "no-route"}, r.source.termed)
+			require.Equal(t, map[string]string{"m1": "no-route"}, r.source.terms())
 			r.stop()
 		})
 	})
@@ -552,11 +560,11 @@ func TestDeadLetterStoreAway(t *testing.T) {
 		r.dead.setFail(errors.New("no stream"))
 		r.source.publish("COMMANDS", "bad.x", "m1")
 		time.Sleep(time.Minute)
-		require.Empty(t, r.source.termed, "not settled before its dead letter is durable")
+		require.Empty(t, r.source.terms(), "not settled before its dead letter is durable")
 		require.ErrorContains(t, r.Ready(), "no stream")
 		r.dead.setFail(nil)
 		time.Sleep(time.Minute)
-		require.Equal(t, map[string]string{"m1": "absent"}, r.source.termed)
+		require.Equal(t, map[string]string{"m1": "absent"}, r.source.terms())
 		require.NoError(t, r.Ready())
 		r.stop()
 	})
