@@ -7,6 +7,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -379,14 +380,14 @@ func TestFates(t *testing.T) {
 	t.Run("what breaks the link is sent alone, then is dead", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var sender *fakeSender
-			alone := true
+			var alone atomic.Bool
 			sender = newFakeSender(func(n int, e *mapping.Envelope) error {
 				if string(e.Body) != "poison" {
 					return nil
 				}
 				if n == 3 {
 					sender.mu.Lock()
-					alone = sender.all == 1
+					alone.Store(sender.all == 1)
 					sender.mu.Unlock()
 				}
 				return amqpErr(LinkLost, "")
@@ -397,7 +398,7 @@ func TestFates(t *testing.T) {
 				r.source.publish("COMMANDS", fmt.Sprintf("cmd.d%d", i), fmt.Sprintf("m%d", i))
 			}
 			time.Sleep(time.Minute)
-			require.True(t, alone)
+			require.True(t, alone.Load())
 			require.Len(t, r.source.acks(), 300)
 			require.Equal(t, map[string]string{"poison": "breaks-link"}, r.source.terms())
 			r.stop()
