@@ -1,7 +1,17 @@
 // Package config is the configuration file: its structs, defaults, strict
 // decoding and validation. Load reads and checks everything a file alone can
 // tell and touches nothing but the file and the secrets it names.
+//
+// The file is decoded by this package, not by viper, which lower-cases keys and
+// splits them at dots; viper reads the few settings that the environment and
+// flags may override (env.go). Every mistake is an *Error with file, line and
+// path, and all of them are reported at once.
+//
+// A count is an int and a size in bytes an int64, which is how the decoder
+// tells them apart: sizes may be written with a unit, such as 1GiB.
 package config
+
+//go:generate go run ./gen
 
 import (
 	"time"
@@ -23,6 +33,9 @@ type Config struct {
 	Log Log `yaml:"log"`
 	// ShutdownGrace is how long the first signal lets messages in flight finish. Default 10s.
 	ShutdownGrace time.Duration `yaml:"shutdown_grace"`
+
+	// Warnings are what Load found odd but not wrong, one line each; never a secret.
+	Warnings []string `yaml:"-"`
 }
 
 // Log configures the structured log.
@@ -61,8 +74,9 @@ type NATS struct {
 	NKeyFile string `yaml:"nkey_file"`
 	// TokenFile holds a token.
 	TokenFile string `yaml:"token_file"`
-	// User and PasswordFile go together.
-	User         string `yaml:"user"`
+	// User is a user name; it goes with password_file.
+	User string `yaml:"user"`
+	// PasswordFile holds the password of user.
 	PasswordFile string `yaml:"password_file"`
 	// TLS trusts a private CA and shows a client certificate.
 	TLS NATSTLS `yaml:"tls"`
@@ -72,9 +86,12 @@ type NATS struct {
 
 // NATSTLS is the TLS side of a NATS connection.
 type NATSTLS struct {
-	CAFile   string `yaml:"ca_file"`
+	// CAFile holds CA certificates (PEM) to trust instead of the system's.
+	CAFile string `yaml:"ca_file"`
+	// CertFile is the client certificate (PEM); it goes with key_file.
 	CertFile string `yaml:"cert_file"`
-	KeyFile  string `yaml:"key_file"`
+	// KeyFile is the client certificate's key (PEM).
+	KeyFile string `yaml:"key_file"`
 }
 
 // EmbeddedNATS is a nats-server in this process.
@@ -89,7 +106,9 @@ type EmbeddedNATS struct {
 
 // Stream is a stream to create.
 type Stream struct {
-	Name     string   `yaml:"name"`
+	// Name is the stream's name, such as COMMANDS.
+	Name string `yaml:"name"`
+	// Subjects are what it stores; wildcards * and > are allowed.
 	Subjects []string `yaml:"subjects"`
 }
 
@@ -105,7 +124,7 @@ type Hub struct {
 	Embedded bool `yaml:"embedded"`
 	// AMQPAddress is host:port when it is not the hub's name and 5671.
 	AMQPAddress string `yaml:"amqp_address"`
-	// CAFile adds a CA to trust, such as the embedded hub's.
+	// CAFile adds a CA to trust, such as that of downlink hub.
 	CAFile string `yaml:"ca_file"`
 	// Window is how many messages may be in flight to the hub at once. Default 512.
 	Window int `yaml:"window"`
@@ -153,13 +172,14 @@ type Relay struct {
 // Device is one device identity.
 type Device struct {
 	// ConnectionString is the device's connection string; prefer the file.
-	ConnectionString     Secret `yaml:"connection_string"`
+	ConnectionString Secret `yaml:"connection_string"`
+	// ConnectionStringFile holds it. Exactly one of the two, unless embedded.
 	ConnectionStringFile string `yaml:"connection_string_file"`
 	// Embedded names a device of the embedded hub of this process instead.
 	Embedded string `yaml:"embedded"`
 	// MQTTAddress is host:port when it is not the hub's name and 8883.
 	MQTTAddress string `yaml:"mqtt_address"`
-	// CAFile adds a CA to trust, such as the embedded hub's.
+	// CAFile adds a CA to trust, such as that of downlink hub.
 	CAFile string `yaml:"ca_file"`
 }
 
@@ -172,32 +192,3 @@ type Publish struct {
 	// Create makes the stream if it does not exist.
 	Create bool `yaml:"create"`
 }
-
-// Secret is a text that prints as <redacted>. Reveal gives it.
-type Secret struct{ value string }
-
-// NewSecret wraps a secret text.
-func NewSecret(s string) Secret { return Secret{s} }
-
-// Reveal returns the text.
-func (s Secret) Reveal() string { return s.value }
-
-// IsZero reports whether the secret is empty.
-func (s Secret) IsZero() bool { return s.value == "" }
-
-// String hides the text.
-func (s Secret) String() string {
-	if s.value == "" {
-		return ""
-	}
-	return "<redacted>"
-}
-
-// GoString hides the text from %#v.
-func (s Secret) GoString() string { return s.String() }
-
-// MarshalText hides the text from every encoder.
-func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// UnmarshalText takes the text as it is.
-func (s *Secret) UnmarshalText(b []byte) error { s.value = string(b); return nil }

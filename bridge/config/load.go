@@ -1,0 +1,211 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// LoadOptions says what Load reads beside the file. The zero value reads the
+// environment and the secrets.
+type LoadOptions struct {
+	// Flags may hold the flags that Settings names; those that were set precede
+	// the environment. Nil: none.
+	Flags *pflag.FlagSet
+	// NoEnvironment leaves the environment out.
+	NoEnvironment bool
+	// SkipSecrets does not read the files of connection strings, for checks on a
+	// machine that does not have them. Such a configuration cannot be run.
+	SkipSecrets bool
+}
+
+// Load reads, decodes and validates a file, the settings of the environment and
+// the flags, and the secrets. Every mistake is reported: the error joins
+// *Errors, sorted by line. It changes nothing, and no message has a secret in it.
+func Load(path string, o LoadOptions) (*Config, error) {
+	b, err := readFile(path, maxFile)
+	if err != nil {
+		return nil, &Error{File: path, Err: fmt.Errorf("cannot read the configuration: %w", reason(err))}
+	}
+	return LoadBytes(path, b, o)
+}
+
+// LoadBytes is Load for a file's content that the caller has already, such as
+// the demo's. Relative paths in it are relative to name's folder.
+func LoadBytes(name string, b []byte, o LoadOptions) (*Config, error) {
+	var environ []string
+	if !o.NoEnvironment {
+		environ = os.Environ()
+	}
+	set, warnings := overrides(o.Flags, environ)
+	c, p := decode(name, b)
+	if c == nil {
+		return nil, p.err()
+	}
+	c.Warnings = warnings
+	p.apply(c, set)
+	c.setDefaults(p.src.given)
+	p.validate(c)
+	if !o.SkipSecrets {
+		p.readSecrets(c)
+	}
+	p.twins(c)
+	if err := p.err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Parse decodes and validates a file's content, and nothing else: no files, no
+// environment. Secrets in files stay unread. name is for messages, and
+// relative paths are relative to its folder. Errors are as those of Load.
+func Parse(name string, b []byte) (*Config, error) {
+	c, p := decode(name, b)
+	if c == nil {
+		return nil, p.err()
+	}
+	c.setDefaults(p.src.given)
+	p.validate(c)
+	p.twins(c)
+	if err := p.err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Validate checks a Config made in Go, after SetDefaults. It reads no files.
+// The error joins *Errors that have a path and neither file nor line.
+func (c *Config) Validate() error {
+	p := newProblems(&source{pos: make(map[string]place)})
+	p.validate(c)
+	p.twins(c)
+	return p.err()
+}
+
+// decode reads the file's text into structs. The Config is nil if nothing can
+// be said about its fields.
+func decode(name string, b []byte) (*Config, *problems) {
+	p := newProblems(newSource(name, b))
+	root := p.document(b)
+	if root == nil {
+		if len(p.list) == 0 {
+			p.addLine(1, "", "the file is empty; downlink init writes one to start from")
+		}
+		return nil, p
+	}
+	c := &Config{}
+	d := &decoder{problems: p}
+	d.section(root, reflect.ValueOf(c).Elem(), "")
+	p.named()
+	p.resolve(c)
+	return c, p
+}
+
+// resolve makes the file's relative paths relative to the file's folder.
+func (p *problems) resolve(c *Config) {
+	for _, text := range texts(c) {
+		if strings.HasSuffix(text.path, "_file") || strings.HasSuffix(text.path, ".store_dir") {
+			*text.value = p.src.resolve(*text.value)
+		}
+	}
+}
+
+// fieldText is a text of a configuration with its path.
+type fieldText struct {
+	path  string
+	value *string
+}
+
+// texts lists every single text of c.
+func texts(c *Config) []fieldText {
+	var list []fieldText
+	var walk func(v reflect.Value, path string)
+	walk = func(v reflect.Value, path string) {
+		for _, f := range fieldsOf(v.Type()) {
+			at, fv := join(path, f.key), v.FieldByIndex(f.index)
+			if fv.Kind() == reflect.Pointer {
+				if fv.IsNil() {
+					continue
+				}
+				fv = fv.Elem()
+			}
+			switch {
+			case section(f.typ):
+				walk(fv, at)
+			case f.typ.Kind() == reflect.String:
+				list = append(list, fieldText{at, fv.Addr().Interface().(*string)})
+			case f.typ.Kind() == reflect.Slice && section(f.typ.Elem()):
+				for i := range fv.Len() {
+					walk(fv.Index(i), at+"["+itoa(i)+"]")
+				}
+			}
+		}
+	}
+	walk(reflect.ValueOf(c).Elem(), "")
+	return list
+}
+
+// maxSecret bounds a secret's file; a connection string has some hundred bytes.
+const maxSecret = 64 << 10
+
+// readSecrets reads the connection strings that stand in files of their own.
+func (p *problems) readSecrets(c *Config) {
+	read := func(at string, s *Secret, file string, check func(Secret) error) {
+		at += ".connection_string_file"
+		if file == "" || p.has(at) || p.failed[parent(at)] {
+			return
+		}
+		b, err := readFile(file, maxSecret)
+		if err != nil {
+			p.addf(at, "cannot read the secret from %s: %w", file, reason(err))
+			return
+		}
+		text := strings.TrimRight(string(b), "\r\n")
+		if strings.ContainsAny(text, "\r\n") {
+			p.addf(at, "%s has more than one line; it holds one connection string and nothing else", file)
+			return
+		}
+		*s = NewSecret(text)
+		if err := check(*s); err != nil {
+			p.addf(at, "%s: %w", file, err)
+		}
+	}
+	if b := c.Bridge; b != nil {
+		for i := range b.Hubs {
+			read("bridge.hubs["+itoa(i)+"]", &b.Hubs[i].ConnectionString, b.Hubs[i].ConnectionStringFile, checkHubString)
+		}
+	}
+	if r := c.Relay; r != nil {
+		for i := range r.Devices {
+			read("relay.devices["+itoa(i)+"]", &r.Devices[i].ConnectionString, r.Devices[i].ConnectionStringFile, checkDeviceString)
+		}
+	}
+}
+
+// readFile reads a file of at most limit bytes.
+func readFile(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("more than %d bytes", limit)
+	}
+	return b, err
+}
+
+// reason is what went wrong without the path, which the message has already.
+func reason(err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}

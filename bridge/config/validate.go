@@ -1,0 +1,442 @@
+package config
+
+import (
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"downlink/mapping"
+)
+
+// validate checks everything that the values alone tell, and has mapping
+// compile the routes. It is pure; twins and readSecrets do what needs secrets.
+func (p *problems) validate(c *Config) {
+	switch {
+	case c.Version == 0 && !p.src.given("version"):
+		p.addf("version", "missing; add version: 1")
+	case c.Version != 1:
+		p.addf("version", "%d is a format that this downlink does not know; it reads version: 1", c.Version)
+	}
+	if c.Bridge == nil && c.Relay == nil && !p.has("bridge") && !p.has("relay") {
+		p.addf("", "neither bridge: nor relay: is there; add one of the sections, or both")
+	}
+	if c.HTTP != "off" {
+		p.address("http", c.HTTP, true)
+	}
+	p.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	p.oneOf("log.format", c.Log.Format, "text", "json")
+	if c.ShutdownGrace <= 0 {
+		p.addf("shutdown_grace", "%s is too short; it must be more than 0s", formatDuration(c.ShutdownGrace))
+	}
+	if c.Bridge != nil {
+		p.bridge(c.Bridge)
+	}
+	if c.Relay != nil {
+		p.relay(c.Relay)
+	}
+	if c.Bridge != nil && c.Relay != nil && c.Bridge.NATS.Embedded != nil && c.Relay.NATS.Embedded != nil {
+		if l := c.Relay.NATS.Embedded.Listen; l == c.Bridge.NATS.Embedded.Listen && !strings.HasSuffix(l, ":0") {
+			p.addf("relay.nats.embedded.listen", "%s is bridge.nats.embedded.listen too; give one of them another port, or 127.0.0.1:0", show(l))
+		}
+	}
+}
+
+func (p *problems) bridge(b *Bridge) {
+	p.token("bridge.name", b.Name)
+	p.nats("bridge.nats", &b.NATS)
+	p.oneOf("bridge.unmatched", b.Unmatched, "drop", "dead")
+
+	if len(b.Hubs) == 0 {
+		p.addf("bridge.hubs", "missing; name an IoT Hub: hubs: [{name: main, connection_string_file: PATH}]")
+	}
+	hubs := make(map[string]int)
+	embedded := -1
+	for i := range b.Hubs {
+		h, at := &b.Hubs[i], "bridge.hubs["+itoa(i)+"]"
+		p.token(at+".name", h.Name)
+		if first, ok := hubs[h.Name]; ok {
+			p.addf(at+".name", "%s is the name of hubs[%d] already; give each hub its own", show(h.Name), first)
+		} else {
+			hubs[h.Name] = i
+		}
+		p.hub(at, h)
+		if h.Embedded && embedded >= 0 {
+			p.addf(at+".embedded", "hubs[%d] is the embedded hub already; there is one in a process", embedded)
+		} else if h.Embedded {
+			embedded = i
+		}
+	}
+
+	if len(b.Routes) == 0 {
+		p.addf("bridge.routes", "missing; without a route nothing is forwarded")
+	}
+	names := make(map[string]int)
+	for i := range b.Routes {
+		r, at := &b.Routes[i], "bridge.routes["+itoa(i)+"]"
+		p.token(at+".name", r.Name)
+		if first, ok := names[r.Name]; ok {
+			p.addf(at+".name", "%s is the name of routes[%d] already; give each route its own", show(r.Name), first)
+		} else {
+			names[r.Name] = i
+		}
+		if _, ok := hubs[r.Hub]; !ok && r.Hub != "" {
+			p.addf(at+".hub", "%s is none of the hubs; known: %s", show(r.Hub), strings.Join(hubNames(b), ", "))
+		}
+		p.route(at, r)
+	}
+	p.starts(b)
+	p.storage(&b.Storage)
+
+	_, err := mapping.Compile(b.MappingRoutes(), b.TableOptions())
+	p.addMapping(err, func(path string) string {
+		if path == "" {
+			return "bridge.routes"
+		}
+		return "bridge." + path
+	})
+}
+
+func hubNames(b *Bridge) []string {
+	var names []string
+	for _, h := range b.Hubs {
+		names = append(names, h.Name)
+	}
+	return names
+}
+
+func (p *problems) hub(at string, h *Hub) {
+	p.secret(at, h.ConnectionString, h.ConnectionStringFile, h.Embedded, "embedded: true", checkHubString)
+	p.oneOf(at+".property_charset", h.PropertyCharset, "utf8", "documented")
+	if h.Window < 1 || h.Window > 65535 {
+		p.addf(at+".window", "%d is out of range; take 1 to 65535", h.Window)
+	}
+	if h.AMQPAddress != "" {
+		p.address(at+".amqp_address", h.AMQPAddress, false)
+		p.noneWith(at+".amqp_address", h.Embedded, "embedded: true")
+	}
+	if h.CAFile != "" {
+		p.noneWith(at+".ca_file", h.Embedded, "embedded: true")
+	}
+}
+
+// secret checks that exactly one of value, file and embedded says where the
+// connection string comes from.
+func (p *problems) secret(at string, value Secret, file string, embedded bool, word string, check func(Secret) error) {
+	var set []string
+	if !value.IsZero() || p.has(at+".connection_string") {
+		set = append(set, "connection_string")
+	}
+	if file != "" || p.has(at+".connection_string_file") {
+		set = append(set, "connection_string_file")
+	}
+	if embedded || p.has(at+".embedded") {
+		set = append(set, "embedded")
+	}
+	switch {
+	case len(set) > 1:
+		p.addf(at+"."+set[1], "set as well as %s; keep one of the two", set[0])
+	case len(set) == 0:
+		p.addf(at, "no connection string; add connection_string_file: PATH (or connection_string, or %s)", word)
+	case !value.IsZero():
+		if err := check(value); err != nil {
+			p.add(at+".connection_string", err)
+		}
+	}
+}
+
+func (p *problems) route(at string, r *Route) {
+	core := r.Source == "core"
+	if r.Source != "" && !core {
+		p.addf(at+".source", "%s is not a source; write source: core, or stream: NAME", show(r.Source))
+	}
+	if r.Stream != "" {
+		p.streamName(at+".stream", r.Stream)
+	}
+	switch {
+	case p.has(at+".source") || p.has(at+".stream"):
+	case r.Stream != "" && core:
+		p.addf(at+".source", "core as well as stream: %s; keep one: a stream (at least once) or core (at most once)", r.Stream)
+	case r.Stream == "" && !core && r.Drop == "" && !p.has(at+".drop"):
+		p.addf(at, "neither stream nor source; add stream: NAME (at least once) or source: core (at most once)")
+	}
+	if r.Subject == "" {
+		p.addf(at+".subject", "missing; say which messages the route takes, such as subject: \"cmd.{device}.>\"")
+	}
+	if r.Drop == "" && r.Device == "" && !p.has(at+".drop") {
+		p.addf(at+".device", "missing; say which device gets the message, such as device: \"{device}\" (or drop: REASON)")
+	}
+	if r.Start != "" || p.src.given(at+".start") {
+		p.start(at+".start", r.Start)
+		p.noneWith(at+".start", r.Stream == "" && r.Start != "", "no stream")
+	}
+	p.noneWith(at+".create", r.Create && r.Stream == "", "no stream")
+	p.oneOf(at+".device_not_found", r.DeviceNotFound, "dead", "retry")
+	if r.Drop != "" && p.src.given(at+".device_not_found") {
+		p.noneWith(at+".device_not_found", true, "drop")
+	}
+}
+
+func (p *problems) start(at, start string) {
+	if start == "new" || start == "all" {
+		return
+	}
+	if _, err := time.Parse(time.RFC3339, start); err != nil {
+		p.addf(at, "%s is neither new, all nor an RFC 3339 time such as 2026-01-31T12:00:00Z", show(start))
+	}
+}
+
+// starts checks that the routes of one stream agree: they share one durable.
+func (p *problems) starts(b *Bridge) {
+	first := make(map[string]int)
+	for i, r := range b.Routes {
+		f, ok := first[r.Stream]
+		switch {
+		case r.Stream == "" || r.Start == "" || p.has("bridge.routes["+itoa(i)+"].start"):
+		case !ok:
+			first[r.Stream] = i
+		case b.Routes[f].Start != r.Start:
+			p.addf("bridge.routes["+itoa(i)+"].start", "%s, but routes[%d] says %s for the same stream %s; they share one durable, say the same",
+				show(r.Start), f, show(b.Routes[f].Start), r.Stream)
+		}
+	}
+}
+
+func (p *problems) storage(s *Storage) {
+	const at = "bridge.storage."
+	if n, err := strconv.Atoi(s.Replicas); s.Replicas != "source" && (err != nil || n < 1 || n > 5) {
+		p.addf(at+"replicas", "%s is neither source nor a number from 1 to 5", show(s.Replicas))
+	}
+	if s.DeadMaxAge <= 0 {
+		p.addf(at+"dead_max_age", "%s is too short; it must be more than 0s", formatDuration(s.DeadMaxAge))
+	}
+	if s.DeadMaxBytes <= 0 {
+		p.addf(at+"dead_max_bytes", "%d is too small; it must be more than 0", s.DeadMaxBytes)
+	}
+}
+
+func (p *problems) relay(r *Relay) {
+	p.token("relay.name", r.Name)
+	p.nats("relay.nats", &r.NATS)
+	if len(r.Devices) == 0 {
+		p.addf("relay.devices", "missing; name the device: devices: [{connection_string_file: PATH}]")
+	}
+	for i := range r.Devices {
+		d, at := &r.Devices[i], "relay.devices["+itoa(i)+"]"
+		p.secret(at, d.ConnectionString, d.ConnectionStringFile, d.Embedded != "", "embedded: DEVICE", checkDeviceString)
+		if d.Embedded != "" && !deviceID.MatchString(d.Embedded) {
+			p.addf(at+".embedded", "%s is not a device ID; it has up to 128 letters, digits and - : . + %% _ # * ? ! ( ) , = @ ; $ '", show(d.Embedded))
+		}
+		if d.MQTTAddress != "" {
+			p.address(at+".mqtt_address", d.MQTTAddress, false)
+			p.noneWith(at+".mqtt_address", d.Embedded != "", "embedded")
+		}
+		if d.CAFile != "" {
+			p.noneWith(at+".ca_file", d.Embedded != "", "embedded")
+		}
+	}
+	if r.Publish.Stream != "" {
+		p.streamName("relay.publish.stream", r.Publish.Stream)
+	}
+	p.noneWith("relay.publish.create", r.Publish.Create && r.Publish.Stream == "", "no stream")
+
+	_, err := mapping.CompileRelay(r.MappingOptions())
+	p.addMapping(err, func(path string) string {
+		switch {
+		case path == "" || strings.HasPrefix(path, "subject"):
+			return "relay.publish.subject"
+		default:
+			return "relay." + path
+		}
+	})
+}
+
+// deviceID is the hub's rule for device IDs (IoT Hub developer guide, "Device identity properties").
+var deviceID = regexp.MustCompile(`^[A-Za-z0-9\-:.+%_#*?!(),=@;$']{1,128}$`)
+
+// twins finds device identities that stand in the file twice: the hub keeps one
+// connection a device, so that the two would throw each other out for ever.
+func (p *problems) twins(c *Config) {
+	if c.Relay == nil {
+		return
+	}
+	type id struct{ hub, device string }
+	first := make(map[id]int)
+	for i, d := range c.Relay.Devices {
+		key := id{device: d.Embedded}
+		if d.Embedded == "" {
+			key.hub, key.device = identity(d.ConnectionString)
+		}
+		if key.device == "" {
+			continue
+		}
+		if f, ok := first[key]; ok {
+			p.addf("relay.devices["+itoa(i)+"]", "%s is devices[%d] already; a device has one connection", show(key.device), f)
+		} else {
+			first[key] = i
+		}
+	}
+}
+
+// noneWith reports a field that has no meaning beside another.
+func (p *problems) noneWith(path string, both bool, other string) {
+	if both {
+		p.addf(path, "has no meaning with %s; remove it", other)
+	}
+}
+
+func (p *problems) oneOf(path, value string, known ...string) {
+	if slices.Contains(known, value) {
+		return
+	}
+	list := strings.Join(known[:len(known)-1], ", ") + " or " + known[len(known)-1]
+	if near := nearest(value, known); near != "" && value != "" {
+		p.addf(path, "%s is not %s; did you mean %s?", show(value), list, near)
+		return
+	}
+	p.addf(path, "%s is not %s", show(value), list)
+}
+
+var (
+	token      = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+	streamName = regexp.MustCompile(`^[^\s.*>/\\\x00-\x1f]{1,255}$`)
+)
+
+// token checks a name that becomes part of subjects, streams and durables.
+func (p *problems) token(path, name string) {
+	if !token.MatchString(name) {
+		p.addf(path, "%s is not a name; take up to 64 letters, digits, - and _", show(name))
+	}
+}
+
+func (p *problems) streamName(path, name string) {
+	if !streamName.MatchString(name) {
+		p.addf(path, `%s is not a stream's name, which has no spaces and none of . * > / \`, show(name))
+	}
+}
+
+// address checks host:port.
+func (p *problems) address(path, address string, zero bool) {
+	_, port, err := net.SplitHostPort(address)
+	n, numErr := strconv.Atoi(port)
+	if err != nil || numErr != nil || n < 0 || n > 65535 || strings.ContainsAny(address, " /") || n == 0 && !zero {
+		p.addf(path, "%s is not host:port", show(address))
+	}
+}
+
+// nats checks one connection's block.
+func (p *problems) nats(at string, n *NATS) {
+	where := given(
+		named{"url", len(n.URL) > 0}, named{"context", n.Context != ""}, named{"embedded", n.Embedded != nil})
+	if len(where) > 1 {
+		p.addf(at+"."+where[1], "set as well as %s; keep one of the two", where[0])
+	}
+	who := given(
+		named{"creds_file", n.CredsFile != ""}, named{"nkey_file", n.NKeyFile != ""},
+		named{"token_file", n.TokenFile != ""}, named{"user", n.User != ""})
+	if len(who) > 1 {
+		p.addf(at+"."+who[1], "set as well as %s; a connection has one kind of credentials", who[0])
+	}
+	if n.User != "" && n.PasswordFile == "" && !p.has(at+".password_file") {
+		p.addf(at+".user", "without password_file; add it")
+	}
+	if n.PasswordFile != "" && n.User == "" && !p.has(at+".user") {
+		p.addf(at+".password_file", "without user; add it")
+	}
+	if n.TLS.CertFile != "" && n.TLS.KeyFile == "" && !p.has(at+".tls.key_file") {
+		p.addf(at+".tls.cert_file", "without key_file; add it")
+	}
+	if n.TLS.KeyFile != "" && n.TLS.CertFile == "" && !p.has(at+".tls.cert_file") {
+		p.addf(at+".tls.key_file", "without cert_file; add it")
+	}
+	extra := append(who, given(named{"password_file", n.PasswordFile != "" && n.User == ""}, named{"tls", n.TLS != NATSTLS{}})...)
+	for _, key := range extra {
+		p.noneWith(at+"."+key, n.Context != "", "context, which has its own")
+		p.noneWith(at+"."+key, n.Embedded != nil, "embedded")
+	}
+	if strings.ContainsAny(n.Context, `/\`) {
+		p.addf(at+".context", "%s is not the name of a nats CLI context", show(n.Context))
+	}
+	for i, u := range n.URL {
+		p.natsURL(at+".url["+itoa(i)+"]", u)
+	}
+	if e := n.Embedded; e != nil {
+		p.embeddedNATS(at+".embedded", e)
+	}
+}
+
+type named struct {
+	name string
+	set  bool
+}
+
+func given(fields ...named) []string {
+	var names []string
+	for _, f := range fields {
+		if f.set {
+			names = append(names, f.name)
+		}
+	}
+	return names
+}
+
+func (p *problems) natsURL(at, text string) {
+	full := text
+	if !strings.Contains(full, "://") {
+		full = "nats://" + full
+	}
+	u, err := url.Parse(full)
+	switch {
+	case err != nil || u.Hostname() == "" || strings.ContainsAny(text, " ,"):
+		p.addf(at, "%s is not a server's URL, such as nats://127.0.0.1:4222", show(text))
+	case u.User != nil:
+		p.addf(at, "has a user or token in the URL, which ends up in logs; use user and password_file, or token_file")
+	case !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme):
+		p.addf(at, "scheme %s is not nats, tls, ws or wss", show(u.Scheme))
+	}
+}
+
+func (p *problems) embeddedNATS(at string, e *EmbeddedNATS) {
+	p.address(at+".listen", e.Listen, true)
+	names := make(map[string]int)
+	for i, s := range e.Streams {
+		at := at + ".streams[" + itoa(i) + "]"
+		if s.Name == "" {
+			p.addf(at+".name", "missing; name the stream")
+			continue
+		}
+		p.streamName(at+".name", s.Name)
+		if first, ok := names[s.Name]; ok {
+			p.addf(at+".name", "%s is streams[%d] already", show(s.Name), first)
+		} else {
+			names[s.Name] = i
+		}
+		if len(s.Subjects) == 0 {
+			p.addf(at+".subjects", "missing; say what the stream stores, such as subjects: [\"cmd.>\"]")
+		}
+		for j, subject := range s.Subjects {
+			if !legalSubject(subject) {
+				p.addf(at+".subjects["+itoa(j)+"]", "%s is not a NATS subject: tokens joined by dots, * for one, > for the rest at the end", show(subject))
+			}
+		}
+	}
+}
+
+func legalSubject(subject string) bool {
+	tokens := strings.Split(subject, ".")
+	for i, t := range tokens {
+		switch {
+		case t == "" || strings.ContainsAny(t, " \t\r\n"):
+			return false
+		case t == ">":
+			return i == len(tokens)-1
+		case t != "*" && strings.ContainsAny(t, "*>"):
+			// The server takes them as plain text; a filter that looks like one and is none is a mistake.
+			return false
+		}
+	}
+	return true
+}
