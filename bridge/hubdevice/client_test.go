@@ -198,6 +198,7 @@ func TestShutdownWaitsForAcks(t *testing.T) {
 	l.publish(1, "%24.mid=a")
 	l.publish(2, "%24.mid=b")
 	m := receive(t, c)
+	require.Eventually(t, func() bool { return c.Ready() == nil }, within, time.Millisecond)
 	cancel()
 	require.Eventually(t, func() bool { return c.Ready() != nil }, within, time.Millisecond)
 	require.ErrorContains(t, c.Ready(), "stopping")
@@ -298,7 +299,7 @@ func TestReadyNamesTheProblem(t *testing.T) {
 			require.Eventually(t, func() bool {
 				err := c.Ready()
 				return err != nil && strings.Contains(err.Error(), test.want)
-			}, within, time.Millisecond, "%v", c.Ready())
+			}, within, time.Millisecond)
 			p.open(t) // whatever it was, it tries again
 			require.Eventually(t, func() bool { return c.Ready() == nil }, within, time.Millisecond)
 		})

@@ -92,6 +92,7 @@ func (c *Client) connect(ctx context.Context) (*connection, error) {
 	conn.session = token.SessionPresent()
 	if err := c.subscribe(ctx, conn); err != nil {
 		if ctx.Err() != nil {
+			c.stopping()
 			conn.settle(c.grace) // messages may have been handed out already
 		}
 		conn.close()
@@ -148,6 +149,11 @@ func (c *Client) subscribe(ctx context.Context, conn *connection) error {
 		return ctx.Err()
 	}
 	if err := token.Error(); err != nil {
+		select {
+		case <-conn.wire.ended:
+			err = conn.wire.cause // paho only says that the connection was lost
+		default:
+		}
 		return c.lost(opSubscribe, err)
 	}
 	// MQTT 3.1.1 §3.9.3: 0x80 is failure.
