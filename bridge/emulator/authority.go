@@ -1,0 +1,128 @@
+package emulator
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"downlink/bridge/emulator/c2d"
+	"downlink/bridge/emulator/identity"
+	"downlink/bridge/emulator/mqttd"
+	"downlink/bridge/internal/sas"
+)
+
+// authority verifies SAS tokens for every endpoint, and with the AMQP endpoint's
+// Enqueue it is that endpoint's backend.
+type authority struct {
+	*c2d.Store
+	identity *identity.Identity
+	hosts    []string // the names under which clients may know this hub
+	any      bool     // devices that are not registered yet may sign in
+	now      func() time.Time
+}
+
+// verified parses a token, checks expiry, and that it covers the resource (a
+// path under one of the hub's names).
+func (a *authority) verified(token, path string) (sas.Token, error) {
+	t, err := sas.ParseToken(token)
+	if err != nil {
+		return t, err
+	}
+	if !a.now().Before(t.Expiry) {
+		return t, fmt.Errorf("the token expired at %s", t.Expiry.Format(time.RFC3339))
+	}
+	for _, h := range a.hosts {
+		if t.Covers(h + path) {
+			return t, nil
+		}
+	}
+	return t, fmt.Errorf("the token is for %.300q, not for %s", t.Resource, a.hosts[0]+path)
+}
+
+// policy verifies a token that a policy signed and returns that policy's rights.
+func (a *authority) policy(t sas.Token) (identity.Rights, error) {
+	p, ok := a.identity.Policy(t.KeyName)
+	if !ok {
+		return 0, fmt.Errorf("no policy %.100q", t.KeyName)
+	}
+	if !t.Verify(p.Primary) && !t.Verify(p.Secondary) {
+		return 0, fmt.Errorf("the token is not signed with a key of policy %s", p.Name)
+	}
+	return p.Rights, nil
+}
+
+// authorizePolicy verifies a policy's token for path and one of the wanted rights.
+func (a *authority) authorizePolicy(token, path string, wanted identity.Rights) (identity.Rights, time.Time, error) {
+	t, err := a.verified(token, path)
+	if err != nil {
+		return 0, time.Time{}, err
+	}
+	rights, err := a.policy(t)
+	if err != nil {
+		return 0, time.Time{}, err
+	}
+	if wanted != 0 && rights&wanted == 0 {
+		return 0, time.Time{}, fmt.Errorf("policy %s lacks the right for this", t.KeyName)
+	}
+	return rights, t.Expiry, nil
+}
+
+// AuthorizeHTTP is httpd's authority.
+func (a *authority) AuthorizeHTTP(token, path string, wanted identity.Rights) error {
+	_, _, err := a.authorizePolicy(token, path, wanted)
+	return err
+}
+
+// AuthorizeDevice is mqttd's authority: a device signs in with a token made with
+// one of its own keys or by a policy with the right DeviceConnect.
+func (a *authority) AuthorizeDevice(l mqttd.Login, token string) (time.Time, error) {
+	if !a.named(l.Host) {
+		return time.Time{}, fmt.Errorf("the user name is for hub %.260q, this is %s", l.Host, strings.Join(a.hosts, ", "))
+	}
+	if token == "" {
+		return time.Time{}, errors.New("no password: devices sign in with a SAS token here")
+	}
+	path := "/devices/" + l.Device
+	t, err := a.verified(token, path)
+	if err != nil {
+		return time.Time{}, err
+	}
+	d, err := a.Get(l.Device)
+	if err != nil && !a.any {
+		return time.Time{}, err
+	}
+	if t.KeyName != "" {
+		rights, err := a.policy(t)
+		if err == nil && rights&identity.DeviceConnect == 0 {
+			err = fmt.Errorf("policy %s has no DeviceConnect right", t.KeyName)
+		}
+		return t.Expiry, err
+	}
+	primary, secondary := a.keys(l.Device, d)
+	if !t.Verify(primary) && !t.Verify(secondary) {
+		return time.Time{}, errors.New("the token is not signed with a key of this device")
+	}
+	return t.Expiry, nil
+}
+
+// keys are a device's own keys, or those derived for it.
+func (a *authority) keys(id string, d c2d.Device) (primary, secondary []byte) {
+	primary, secondary = a.identity.DeviceKeys(id)
+	if d.Primary != nil {
+		primary = d.Primary
+	}
+	if d.Secondary != nil {
+		secondary = d.Secondary
+	}
+	return primary, secondary
+}
+
+func (a *authority) named(host string) bool {
+	for _, h := range a.hosts {
+		if strings.EqualFold(h, host) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,190 @@
+// Package httpd is the embedded hub's HTTPS endpoint: the part of IoT Hub's
+// service REST interface that serves registering devices, counting them and
+// purging their queues, under the real paths and with the real errors. It takes
+// a SAS token of a policy with the right in the Authorization header.
+package httpd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"downlink/bridge/emulator/c2d"
+	"downlink/bridge/emulator/identity"
+)
+
+const maxBody = 64 * 1024
+
+// Authority decides who may do what.
+type Authority interface {
+	// AuthorizeHTTP verifies a policy's SAS token for the path of a resource, and
+	// that the policy has one of the wanted rights. The error says why not.
+	AuthorizeHTTP(token, path string, wanted identity.Rights) error
+}
+
+// Options make a Server.
+type Options struct {
+	Store     *c2d.Store
+	Identity  *identity.Identity // device keys, where a device has none of its own
+	Authority Authority
+	Logger    *slog.Logger // nil: discard
+}
+
+// Server serves any number of listeners. Safe for concurrent use.
+type Server struct {
+	store     *c2d.Store
+	identity  *identity.Identity
+	authority Authority
+	log       *slog.Logger
+	http      *http.Server
+	active    sync.RWMutex // held for reading by every request
+}
+
+// New makes a server; it listens nowhere yet.
+func New(o Options) *Server {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{store: o.Store, identity: o.Identity, authority: o.Authority, log: o.Logger.With("component", "httpd")}
+	s.http = &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 * 1024,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	return s
+}
+
+// Serve accepts connections until Close, then returns nil. It owns l.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Close lets requests finish for a second, then ends all connections.
+func (s *Server) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		err = s.http.Close()
+	}
+	s.active.Lock()
+	defer s.active.Unlock()
+	return err
+}
+
+// ServeHTTP routes by the raw path: a device ID is one percent-encoded segment,
+// and "." is a legal one.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.active.RLock()
+	defer s.active.RUnlock()
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	path, err := segments(r.URL.EscapedPath())
+	if err != nil {
+		s.fail(w, http.StatusBadRequest, "ArgumentInvalid", 400004, "the path is not percent-encoded correctly")
+		return
+	}
+	wanted, serve := s.route(r.Method, path)
+	if serve == nil {
+		s.fail(w, http.StatusNotFound, "NotFound", 404000, "the embedded hub does not serve this method and path")
+		return
+	}
+	if err := s.authority.AuthorizeHTTP(r.Header.Get("Authorization"), "/"+strings.Join(path, "/"), wanted); err != nil {
+		s.log.Info("refused a request", "err", err)
+		s.fail(w, http.StatusUnauthorized, "IotHubUnauthorizedAccess", 401002, "Unauthorized")
+		return
+	}
+	if r.URL.Query().Get("api-version") == "" {
+		s.fail(w, http.StatusBadRequest, "InvalidProtocolVersion", 400001, "api-version is missing")
+		return
+	}
+	serve(w, r)
+}
+
+func segments(escaped string) ([]string, error) {
+	parts := strings.Split(strings.TrimPrefix(escaped, "/"), "/")
+	for i, p := range parts {
+		decoded, err := url.PathUnescape(p)
+		if err != nil {
+			return nil, err
+		}
+		parts[i] = decoded
+	}
+	return parts, nil
+}
+
+type handler func(http.ResponseWriter, *http.Request)
+
+// route finds who serves a request, and which right it takes.
+func (s *Server) route(method string, path []string) (identity.Rights, handler) {
+	const read = identity.RegistryRead | identity.RegistryWrite
+	switch {
+	case len(path) == 1 && path[0] == "devices" && method == http.MethodGet:
+		return read, s.listDevices
+	case len(path) == 2 && path[0] == "devices":
+		id := path[1]
+		switch method {
+		case http.MethodGet:
+			return read, func(w http.ResponseWriter, _ *http.Request) { s.getDevice(w, id) }
+		case http.MethodPut:
+			return identity.RegistryWrite, func(w http.ResponseWriter, r *http.Request) { s.putDevice(w, r, id) }
+		case http.MethodDelete:
+			return identity.RegistryWrite, func(w http.ResponseWriter, r *http.Request) { s.deleteDevice(w, r, id) }
+		}
+	case len(path) == 3 && path[0] == "devices" && path[2] == "commands" && method == http.MethodDelete:
+		return identity.ServiceConnect, func(w http.ResponseWriter, _ *http.Request) { s.purge(w, path[1]) }
+	case len(path) == 2 && path[0] == "statistics" && method == http.MethodGet:
+		switch path[1] {
+		case "devices":
+			return read, s.deviceStatistics
+		case "service":
+			return read, s.serviceStatistics
+		}
+	}
+	return 0, nil
+}
+
+func (s *Server) reply(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(status)
+	if err := json.NewEncoder(w).Encode(body); err != nil {
+		s.log.Debug("reply not sent", "err", err)
+	}
+}
+
+// fail answers as the hub does: a JSON body whose Message starts with the
+// error's name, which the SDKs cut out.
+func (s *Server) fail(w http.ResponseWriter, status int, name string, code int, text string) {
+	w.Header().Set("iothub-errorcode", name)
+	s.reply(w, status, struct {
+		Message          string
+		ExceptionMessage string
+	}{"ErrorCode:" + name + ";" + text, strconv.Itoa(code) + ": " + text})
+}
+
+// refuse answers with a refusal of the store.
+func (s *Server) refuse(w http.ResponseWriter, err error) {
+	var r *c2d.Refusal
+	if !errors.As(err, &r) {
+		s.fail(w, http.StatusInternalServerError, "ServerError", 500001, err.Error())
+		return
+	}
+	name := map[int]string{
+		400004: "ArgumentInvalid", 404001: "DeviceNotFound", 409001: "DeviceAlreadyExists", 412001: "PreconditionFailed",
+	}[r.Code]
+	s.fail(w, r.Code/1000, name, r.Code, r.Text)
+}

@@ -1,0 +1,254 @@
+// Package emulator is the embedded hub: an IoT Hub for development and tests,
+// with real AMQP, MQTT and HTTPS endpoints and the real semantics of
+// cloud-to-device messages. Queues and their rules are in the middle (c2d), and
+// one small package a protocol is around it (amqpd, mqttd, httpd). It shares no
+// encoder with our clients, so that a wrong topic or frame cannot agree with itself.
+package emulator
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"downlink/bridge/emulator/c2d"
+	"downlink/bridge/emulator/fault"
+	"downlink/bridge/emulator/httpd"
+	"downlink/bridge/emulator/identity"
+	"downlink/bridge/emulator/mqttd"
+)
+
+// sweepEvery is how late a message may expire, or a lock lapse, on a device that nobody touches.
+const sweepEvery = 250 * time.Millisecond
+
+// Options make a Hub. The zero value is a hub without devices on free ports of 127.0.0.1.
+type Options struct {
+	// DataDir is where the hub's keys and CA live; "" is a temporary directory, removed by Close.
+	DataDir string
+	// Hostnames are the names under which clients reach the hub; the first is the
+	// one in connection strings. None: localhost.
+	Hostnames []string
+	// AMQPS, MQTTS and HTTPS are the addresses to listen on; "" is 127.0.0.1:0.
+	AMQPS, MQTTS, HTTPS string
+	Devices             []string // registered from the start
+	AnyDevice           bool     // unknown devices are registered when they are first used
+	Rules               c2d.Rules
+	MQTT                mqttd.Behaviour
+	History             int              // how many messages Log remembers; 0: 65536
+	Faults              *fault.Injector  // nil: one of its own
+	Now                 func() time.Time // the clock of queues and tokens; nil: time.Now
+	Logger              *slog.Logger     // nil: discard
+}
+
+// Hub is a running hub. Safe for concurrent use.
+type Hub struct {
+	store    *c2d.Store
+	identity *identity.Identity
+	faults   *fault.Injector
+	log      *slog.Logger
+	host     string
+	temp     string // data directory to remove
+
+	listeners map[string]net.Listener
+	mqtt      *mqttd.Server
+	endpoints []endpoint
+
+	wg     sync.WaitGroup
+	cancel context.CancelFunc
+	close  sync.Once
+	err    error
+}
+
+type endpoint struct {
+	name  string
+	serve func(net.Listener) error
+	close func() error
+}
+
+// Start starts a hub; when it returns, the hub accepts connections. The caller must Close it.
+func Start(o Options) (*Hub, error) {
+	if len(o.Hostnames) == 0 {
+		o.Hostnames = []string{"localhost"}
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Faults == nil {
+		o.Faults = &fault.Injector{}
+	}
+	h := &Hub{
+		store:  c2d.New(c2d.Options{Rules: o.Rules, AnyDevice: o.AnyDevice, History: o.History, Now: o.Now}),
+		faults: o.Faults, log: o.Logger.With("component", "hub"), host: o.Hostnames[0],
+		listeners: map[string]net.Listener{},
+	}
+	if err := h.start(o); err != nil {
+		for _, l := range h.listeners {
+			l.Close()
+		}
+		return nil, errors.Join(fmt.Errorf("hub: %w", err), h.removeTemp())
+	}
+	return h, nil
+}
+
+func (h *Hub) start(o Options) error {
+	for _, id := range o.Devices {
+		if _, err := h.store.Create(c2d.Device{ID: id}); err != nil {
+			return fmt.Errorf("device %q: %w", id, err)
+		}
+	}
+	dir := o.DataDir
+	if dir == "" {
+		temp, err := os.MkdirTemp("", "downlink-hub-")
+		if err != nil {
+			return err
+		}
+		dir, h.temp = temp, temp
+	}
+	var err error
+	if h.identity, err = identity.Open(dir); err != nil {
+		return err
+	}
+	certificate, err := h.identity.Certificate(o.Hostnames)
+	if err != nil {
+		return err
+	}
+	for _, e := range []struct{ name, address string }{{"amqps", o.AMQPS}, {"mqtts", o.MQTTS}, {"https", o.HTTPS}} {
+		l, err := listen(e.name, e.address)
+		if err != nil {
+			return err
+		}
+		h.listeners[e.name] = l
+	}
+	h.assemble(o)
+	secured := &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
+	ctx, cancel := context.WithCancel(context.Background())
+	h.cancel = cancel
+	for _, e := range h.endpoints {
+		l := tls.NewListener(h.listeners[e.name], secured)
+		h.wg.Go(func() {
+			if err := e.serve(l); err != nil {
+				h.log.Error("endpoint stopped", "endpoint", e.name, "err", err)
+			}
+		})
+	}
+	h.wg.Go(func() { h.sweep(ctx) })
+	h.log.Info("hub listens", "amqps", h.AMQPAddr(), "mqtts", h.MQTTAddr(), "https", h.HTTPAddr(), "devices", len(o.Devices))
+	return nil
+}
+
+// assemble makes the endpoints.
+func (h *Hub) assemble(o Options) {
+	names := append([]string{}, o.Hostnames...)
+	names = append(names, "127.0.0.1", "::1")
+	a := &authority{Store: h.store, identity: h.identity, hosts: names, any: o.AnyDevice, now: o.Now}
+	h.mqtt = mqttd.New(mqttd.Options{
+		Store: h.store, Authority: a, Behaviour: o.MQTT, Faults: h.faults, Now: o.Now, Logger: o.Logger,
+	})
+	https := httpd.New(httpd.Options{Store: h.store, Identity: h.identity, Authority: a, Logger: o.Logger})
+	h.endpoints = []endpoint{
+		{"mqtts", h.mqtt.Serve, h.mqtt.Close},
+		{"https", https.Serve, https.Close},
+	}
+}
+
+// listen binds an address; the error names the remedy.
+func listen(name, address string) (net.Listener, error) {
+	if address == "" {
+		address = "127.0.0.1:0"
+	}
+	l, err := net.Listen("tcp", address)
+	switch {
+	case err == nil:
+		return l, nil
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("%s: %s is in use: stop what listens there, or take another address with --%s (port 0 takes a free one)", name, address, name)
+	case errors.Is(err, syscall.EACCES):
+		return nil, fmt.Errorf("%s: not allowed to listen on %s: take a port above 1023 with --%s", name, address, name)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("%s: %s is no address of this machine: take 127.0.0.1 or one of its own with --%s", name, address, name)
+	default:
+		return nil, fmt.Errorf("%s: cannot listen on %q: %v: write HOST:PORT, such as 127.0.0.1:0, with --%s", name, address, strings.TrimPrefix(err.Error(), "listen tcp: "), name)
+	}
+}
+
+func (h *Hub) sweep(ctx context.Context) {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			h.store.Sweep()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Close ends all connections and returns when every goroutine has ended.
+// Queued messages are lost. Calling it again returns the same.
+func (h *Hub) Close() error {
+	h.close.Do(func() {
+		var errs []error
+		for _, e := range h.endpoints {
+			errs = append(errs, e.close())
+		}
+		h.cancel()
+		h.wg.Wait()
+		h.err = errors.Join(append(errs, h.removeTemp())...)
+		h.log.Info("hub closed")
+	})
+	return h.err
+}
+
+func (h *Hub) removeTemp() error {
+	if h.temp == "" {
+		return nil
+	}
+	return os.RemoveAll(h.temp)
+}
+
+// AMQPAddr, MQTTAddr and HTTPAddr are the addresses that the hub listens on.
+func (h *Hub) AMQPAddr() string { return h.listeners["amqps"].Addr().String() }
+
+// MQTTAddr is the device endpoint's address.
+func (h *Hub) MQTTAddr() string { return h.listeners["mqtts"].Addr().String() }
+
+// HTTPAddr is the REST endpoint's address.
+func (h *Hub) HTTPAddr() string { return h.listeners["https"].Addr().String() }
+
+// Hostname is the name in the hub's connection strings.
+func (h *Hub) Hostname() string { return h.host }
+
+// ConnectionString is the connection string of a policy, such as service or iothubowner.
+func (h *Hub) ConnectionString(policy string) (string, error) {
+	return h.identity.ServiceConnectionString(h.host, policy)
+}
+
+// DeviceConnectionString is the connection string of a device, registered or
+// not, with the key that the hub derives.
+func (h *Hub) DeviceConnectionString(id string) (string, error) {
+	return h.identity.DeviceConnectionString(h.host, id)
+}
+
+// CAFile is the path of the CA's certificate, BundleFile of one with the system's CAs besides.
+func (h *Hub) CAFile() string { return h.identity.CAFile() }
+
+// BundleFile is the path of a bundle of the system's CAs and the hub's.
+func (h *Hub) BundleFile() string { return h.identity.BundleFile() }
+
+// RootCAs is a new pool with the hub's CA.
+func (h *Hub) RootCAs() *x509.CertPool { return h.identity.RootCAs() }
+
+// Faults scripts misbehaviour of the hub.
+func (h *Hub) Faults() *fault.Injector { return h.faults }

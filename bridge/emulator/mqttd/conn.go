@@ -1,0 +1,221 @@
+package mqttd
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
+
+	"downlink/bridge/emulator/c2d"
+	"downlink/bridge/emulator/fault"
+)
+
+// maxSilence is how long any connection may be silent, whatever keep-alive it
+// asked for (developer guide: 1767 s at most).
+const maxSilence = 1767 * time.Second
+
+var (
+	errExpired    = errors.New("the token has expired")
+	errDisconnect = errors.New("the device disconnected")
+	errFault      = errors.New("injected fault")
+)
+
+// conn is one connection. The goroutine that serves it reads; a second one,
+// started by the first subscription, delivers.
+type conn struct {
+	server *Server
+	net    net.Conn
+	since  time.Time
+	log    *slog.Logger
+	r      *bufio.Reader
+	window window
+	done   chan struct{} // closed when reading has ended
+	slot   chan struct{} // signalled when the window may have room
+	wg     sync.WaitGroup
+
+	// Set by CONNECT, before anyone else sees them.
+	device     string
+	session    *c2d.Session
+	persistent bool
+	silence    time.Duration
+	expires    time.Time
+	will       bool
+
+	// For the reading goroutine alone.
+	state      *sessionState
+	delivering bool
+
+	cause atomic.Pointer[error] // why the hub ended the session
+
+	mu  sync.Mutex // guards what follows; held while writing
+	w   *bufio.Writer
+	qos byte // of the C2D subscription
+}
+
+func (s *Server) serve(nc net.Conn) {
+	c := &conn{
+		server: s, net: nc, since: time.Now(), log: s.log,
+		r: bufio.NewReaderSize(nc, 2048), w: bufio.NewWriterSize(nc, 4096),
+		done: make(chan struct{}), slot: make(chan struct{}, 1),
+		window: window{size: s.behaviour.Window},
+	}
+	if !s.add(c) {
+		nc.Close()
+		return
+	}
+	defer s.remove(c)
+	err := c.run()
+	c.end(err)
+}
+
+// abort closes the connection under whoever reads or writes, without a TLS
+// farewell, which could block.
+func (c *conn) abort() {
+	if t, ok := c.net.(*tls.Conn); ok {
+		t.NetConn().Close()
+		return
+	}
+	c.net.Close()
+}
+
+// evict is called when the hub ends the session.
+func (c *conn) evict(cause error) {
+	c.cause.Store(&cause)
+	c.abort()
+}
+
+func (c *conn) run() error {
+	deadline := time.Now().Add(c.server.behaviour.ConnectTimeout)
+	if err := c.net.SetDeadline(deadline); err != nil {
+		return err
+	}
+	p, err := readPacket(c.r)
+	if err != nil {
+		return err
+	}
+	connect, ok := p.(*packets.ConnectPacket)
+	if !ok {
+		return violation("first packet is not CONNECT")
+	}
+	if err := c.connect(connect); err != nil {
+		return err
+	}
+	for {
+		if err := c.arm(); err != nil {
+			return err
+		}
+		p, err := readPacket(c.r)
+		if err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) && !c.server.now().Before(c.expires) {
+				return errExpired
+			}
+			return err
+		}
+		if err := c.handle(p); err != nil {
+			return err
+		}
+	}
+}
+
+// arm bounds the wait for the next packet by the keep-alive and the token.
+func (c *conn) arm() error {
+	left := c.expires.Sub(c.server.now())
+	if left <= 0 {
+		return errExpired
+	}
+	return c.net.SetReadDeadline(time.Now().Add(min(c.silence, left)))
+}
+
+func (c *conn) handle(p packets.ControlPacket) error {
+	switch p := p.(type) {
+	case *packets.PublishPacket:
+		return c.received(p)
+	case *packets.PubackPacket:
+		return c.acknowledged(p.MessageID)
+	case *packets.SubscribePacket:
+		return c.subscribe(p)
+	case *packets.UnsubscribePacket:
+		return c.unsubscribe(p)
+	case *packets.PingreqPacket:
+		return c.reply(packets.NewControlPacket(packets.Pingresp))
+	case *packets.DisconnectPacket:
+		c.will = false
+		return errDisconnect
+	default:
+		return violation("second CONNECT")
+	}
+}
+
+// reply writes a packet now.
+func (c *conn) reply(p packets.ControlPacket) error {
+	var b bytes.Buffer
+	_ = p.Write(&b) // to memory: cannot fail
+	return c.write(b.Bytes(), true)
+}
+
+func (c *conn) write(b []byte, flush bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.net.SetWriteDeadline(time.Now().Add(c.server.behaviour.WriteTimeout)); err != nil {
+		return err
+	}
+	if _, err := c.w.Write(b); err != nil {
+		return err
+	}
+	if !flush {
+		return nil
+	}
+	return c.w.Flush()
+}
+
+// end closes the connection and gives back what it held.
+func (c *conn) end(err error) {
+	close(c.done)
+	// An orderly farewell only where the peer expects one.
+	if errors.Is(err, errDisconnect) || errors.Is(err, errRefused) {
+		c.net.Close()
+	} else {
+		c.abort()
+	}
+	c.wg.Wait()
+	if cause := c.cause.Load(); cause != nil {
+		err = *cause
+	}
+	if c.session == nil {
+		if !errors.Is(err, io.EOF) && !errors.Is(err, errRefused) {
+			c.log.Debug("connection ended before it was accepted", "remote", c.net.RemoteAddr().String(), "err", err)
+		}
+		return
+	}
+	if c.will {
+		c.session.Telemetry()
+	}
+	c.session.Detach()
+	c.log.Info("device disconnected", "err", err)
+}
+
+// pause waits for an injected delay; false if the connection ended meanwhile.
+func (c *conn) pause(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-c.done:
+	case <-c.server.done:
+	}
+	return false
+}
+
+func (c *conn) fault(p fault.Point, device string) (fault.Action, bool) {
+	return c.server.faults.Next(p, device)
+}
