@@ -1,11 +1,3 @@
-// Package mapping translates between NATS messages and IoT Hub cloud-to-device
-// (C2D) messages, both ways, and does nothing else: no I/O, no clocks, no
-// goroutines. On the cloud side a Table turns an Input into Envelopes; on the
-// device side a Publisher turns a C2D message into a Publication.
-//
-// Everything a configuration can get wrong is found by Compile and
-// CompileRelay. What only a message can get wrong (an absent header, a value
-// the hub cannot carry) is a *RouteError with a dead-letter reason.
 package mapping
 
 import "time"
@@ -59,6 +51,26 @@ type Envelope struct {
 	Ack             Ack
 	Properties      []Property // application properties, names unique
 	Body            []byte
+}
+
+// MaxMessageSize is the largest C2D message in bytes, by Size's way of counting
+// (IoT Hub developer guide, "Quotas and throttling").
+const MaxMessageSize = 64 << 10
+
+// Size is the message's size as the hub counts it: body, values of the system
+// properties, names and values of the application properties (IoT Hub developer
+// guide, "Create and read IoT Hub messages").
+func (e *Envelope) Size() int {
+	n := len(e.Body) + len("/devices//messages/devicebound") + escapedLen(e.Device) +
+		len(e.MessageID) + len(e.CorrelationID) + len(e.UserID) +
+		len(e.ContentType) + len(e.ContentEncoding) + len(e.Ack)
+	if !e.ExpiresAt.IsZero() {
+		n += 8 // an AMQP timestamp
+	}
+	for i := range e.Properties {
+		n += len(e.Properties[i].Name) + len(e.Properties[i].Value)
+	}
+	return n
 }
 
 // Reason is why a message becomes a dead letter or is dropped. Reasons appear in subjects,

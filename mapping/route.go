@@ -1,6 +1,9 @@
 package mapping
 
-import "time"
+import (
+	"io"
+	"time"
+)
 
 // Route says which messages it takes and what becomes of them. Text between
 // braces is an expression; see Compile. The zero value is not usable.
@@ -60,10 +63,12 @@ type PropertyRule struct {
 
 // TableOptions is what a Table must know beyond its routes.
 type TableOptions struct {
-	// Name is the bridge's name, for Downlink-Via and the loop check.
+	// Name is the bridge's name, for Downlink-Via and the loop check. Default: downlink.
 	Name string
 	// Hubs lists the hubs in order; the first is the default.
 	Hubs []HubOptions
+	// Rand is where the message IDs of core NATS messages come from. Nil: crypto/rand.
+	Rand io.Reader
 }
 
 // HubOptions is what mapping must know of one hub.
@@ -76,11 +81,13 @@ type HubOptions struct {
 
 // RelayOptions configures the device side's mapping.
 type RelayOptions struct {
-	// Subject is the template. Default: edge.{device}, plus .{property verb} if there is one.
+	// Subject is the template. A value stays one token, percent-encoded by SubjectToken; {x...} splices it as it is,
+	// dots and all, if each of its tokens is legal. Default: edge.{device}, plus .{property verb} if there is one.
 	Subject string
-	// AllowSubjects lists NATS subject patterns that a message's own original subject may be published under.
+	// AllowSubjects lists NATS subject patterns. A message whose original subject matches one is published
+	// under it, instead of under Subject. A template that splices subject needs it, and is held to it.
 	AllowSubjects []string
-	// Name is the relay's name, for Downlink-Via and to refuse its own subjects.
+	// Name is the relay's name, for Downlink-Via and to refuse its own subjects. Default: downlink.
 	Name string
 }
 

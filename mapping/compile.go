@@ -1,0 +1,352 @@
+package mapping
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/expr-lang/expr/types"
+)
+
+const (
+	defaultName = "downlink"
+	maxTTL      = 48 * time.Hour // IoT Hub developer guide, "Cloud-to-device configuration options": defaultTtl at most 2 days
+)
+
+// Compile checks routes and makes a Table of them. The error joins a *FieldError
+// for every mistake found, with paths such as "routes[2].device".
+func Compile(routes []Route, o TableOptions) (*Table, error) {
+	c := &compiler{o: o, names: map[string]int{}}
+	if c.o.Name == "" {
+		c.o.Name = defaultName
+	}
+	if err := ownName(c.o.Name); err != nil {
+		c.fail("name", err)
+	}
+	for i, h := range o.Hubs {
+		if slices.ContainsFunc(o.Hubs[:i], func(e HubOptions) bool { return e.Name == h.Name }) {
+			c.fail(fmt.Sprintf("hubs[%d].name", i), fmt.Errorf("%q is used twice; give each hub its own name", h.Name))
+		}
+	}
+	t := &Table{name: c.o.Name, bySource: map[string][]*route{}}
+	t.random.r = o.Rand
+	for i := range routes {
+		t.routes = append(t.routes, c.route(i, &routes[i]))
+	}
+	if len(c.errs) > 0 {
+		return nil, errors.Join(c.errs...)
+	}
+	for _, r := range t.routes {
+		if r.core {
+			t.bySource[""] = nil
+		} else if r.stream != "" {
+			t.bySource[r.stream] = nil
+		}
+	}
+	for _, r := range t.routes {
+		switch {
+		case r.core:
+			t.bySource[""] = append(t.bySource[""], r)
+		case r.stream != "":
+			t.bySource[r.stream] = append(t.bySource[r.stream], r)
+		default:
+			t.anywhere = append(t.anywhere, r)
+			for s := range t.bySource {
+				t.bySource[s] = append(t.bySource[s], r)
+			}
+		}
+	}
+	return t, nil
+}
+
+// compiler collects mistakes.
+type compiler struct {
+	o     TableOptions
+	names map[string]int // route names and where they are
+	errs  []error
+	path  string
+}
+
+func (c *compiler) fail(path string, err error) {
+	c.errs = append(c.errs, &FieldError{Path: path, Err: err})
+}
+
+// bad records a mistake in a field of the current route.
+func (c *compiler) bad(field, format string, args ...any) {
+	c.fail(c.path+"."+field, fmt.Errorf(format, args...))
+}
+
+func (c *compiler) route(i int, rule *Route) *route {
+	c.path = fmt.Sprintf("routes[%d]", i)
+	copied := *rule
+	copied.Allow = slices.Clone(rule.Allow)
+	r := &route{name: rule.Name, drop: rule.Drop, also: rule.Also, allow: copied.Allow, rule: &copied}
+	if r.name == "" {
+		r.name = fmt.Sprintf("route-%d", i+1)
+	}
+	if err := checkRouteName(r.name); err != nil {
+		c.bad("name", "%w", err)
+	}
+	if j, ok := c.names[r.name]; ok {
+		c.bad("name", "%q is the name of routes[%d] too; give each route its own", r.name, j)
+	}
+	c.names[r.name] = i
+
+	p, err := parsePattern(rule.Subject)
+	if err == nil {
+		err = checkRouteSubject(p.filter, c.o.Name)
+	}
+	if err != nil {
+		c.bad("subject", "%w", err)
+	}
+	if p == nil {
+		p = &pattern{} // the rest is still checked
+	}
+	r.pattern = p
+	c.source(r, rule)
+	if rule.Drop != "" {
+		c.dropOnly(rule)
+		return r
+	}
+	c.deliver(r, rule, p, err == nil)
+	return r
+}
+
+func checkRouteName(name string) error {
+	if len(name) > 128 {
+		return fmt.Errorf("has %d bytes; at most 128 are allowed", len(name))
+	}
+	if !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) || strings.TrimSpace(name) != name {
+		return fmt.Errorf("%q: must be one line of text without outer spaces", name)
+	}
+	return nil
+}
+
+func (c *compiler) source(r *route, rule *Route) {
+	switch {
+	case rule.Source != "" && rule.Source != "core":
+		c.bad("source", `%q: the only source is "core"; a JetStream stream is named by stream`, rule.Source)
+	case rule.Source != "" && rule.Stream != "":
+		c.bad("source", `%q and stream %q exclude each other; keep one`, rule.Source, rule.Stream)
+	case rule.Source == "" && rule.Stream == "" && rule.Drop == "":
+		c.bad("stream", `is missing; name the JetStream stream (stream: COMMANDS, at least once) or say source: core (at most once)`)
+	case rule.Stream != "" && (strings.ContainsAny(rule.Stream, `.*>/\`) || tokenChars(rule.Stream) != nil):
+		c.bad("stream", `%q is no name of a stream; it has no spaces and none of . * > / \`, rule.Stream)
+	}
+	r.core = rule.Source == "core"
+	r.stream = rule.Stream
+}
+
+// dropOnly refuses what a route that drops cannot use.
+func (c *compiler) dropOnly(rule *Route) {
+	if strings.TrimSpace(rule.Drop) == "" || !utf8.ValidString(rule.Drop) || strings.ContainsFunc(rule.Drop, unicode.IsControl) {
+		c.bad("drop", "%q: must be one line of text, the reason", rule.Drop)
+	}
+	for _, f := range []struct {
+		name string
+		set  bool
+	}{
+		{"also", rule.Also}, {"hub", rule.Hub != ""}, {"device", rule.Device != ""}, {"allow", len(rule.Allow) > 0},
+		{"message", rule.Message != MessageRule{}}, {"properties", len(rule.Properties) > 0},
+		{"illegal_values", rule.IllegalValues != ""}, {"envelope", rule.Envelope != ""},
+	} {
+		if f.set {
+			c.bad(f.name, "has no use in a route that drops; remove it, or drop")
+		}
+	}
+}
+
+// deliver compiles the rest of a route. Without a good subject its captures are
+// unknown, so that expressions would only give errors that follow from the first.
+func (c *compiler) deliver(r *route, rule *Route, p *pattern, subject bool) {
+	hub := c.hub(r, rule)
+	r.charset = hub.DocumentedCharset
+	side := cloudSide(p)
+	tmpl := func(field, text string) *template {
+		if !subject {
+			if _, err := scanTemplate(text); err != nil {
+				c.bad(field, "%w", err)
+			}
+			return nil
+		}
+		t, err := compileTemplate(text, side)
+		if err != nil {
+			c.bad(field, "%w", err)
+			return nil
+		}
+		return t
+	}
+
+	if rule.Device == "" {
+		c.bad("device", `is missing; give the device ID, such as "{device}", or drop: with a reason`)
+	} else if r.device = tmpl("device", rule.Device); r.device != nil {
+		c.device(r)
+	}
+	for i, a := range rule.Allow {
+		if a == "" || !inClass(a, classID) {
+			c.bad(fmt.Sprintf("allow[%d]", i), `%q can match no device ID; use a pattern such as "berlin-*"`, a)
+		}
+	}
+
+	m := &rule.Message
+	for i, f := range [...]struct{ field, text string }{
+		{"message.message_id", m.MessageID}, {"message.correlation_id", m.CorrelationID}, {"message.user_id", m.UserID},
+		{"message.content_type", m.ContentType}, {"message.content_encoding", m.ContentEncoding},
+	} {
+		if f.text == "" {
+			continue
+		}
+		t := tmpl(f.field, f.text)
+		r.fields[i] = systemField{field: f.field, t: t}
+		if t == nil || i == fieldMessageID {
+			continue
+		}
+		if text, ok := t.literal(); ok {
+			if what, at := illegalSystem(i, text); what != "" {
+				c.bad(f.field, "%q: has %s at byte %d, which the hub cannot carry", text, what, at+1)
+			}
+		}
+	}
+	switch {
+	case m.TTL < 0:
+		c.bad("message.ttl", "%s is negative; give a duration such as 1h", m.TTL)
+	case m.TTL > maxTTL:
+		c.bad("message.ttl", "%s is more than the hub keeps a message; at most %s", m.TTL, "48h")
+	}
+	r.ttl = m.TTL > 0
+	switch m.Ack {
+	case "", "none":
+	case string(AckPositive), string(AckNegative), string(AckFull):
+		r.ack = Ack(m.Ack)
+	default:
+		c.bad("message.ack", "%q: must be none, positive, negative or full", m.Ack)
+	}
+
+	c.properties(r, rule, tmpl)
+	switch rule.IllegalValues {
+	case "", "dead":
+	case "encode":
+		r.illegal = illegalEncode
+	case "omit":
+		r.illegal = illegalOmit
+	default:
+		c.bad("illegal_values", "%q: must be encode, omit or dead", rule.IllegalValues)
+	}
+	switch rule.Envelope {
+	case "", "plain":
+	case "relay":
+		r.relay = true
+	default:
+		c.bad("envelope", "%q: must be plain or relay", rule.Envelope)
+	}
+}
+
+func (c *compiler) hub(r *route, rule *Route) HubOptions {
+	if rule.Hub == "" {
+		if len(c.o.Hubs) == 0 {
+			return HubOptions{}
+		}
+		r.hub = c.o.Hubs[0].Name
+		return c.o.Hubs[0]
+	}
+	var names []string
+	for _, h := range c.o.Hubs {
+		if h.Name == rule.Hub {
+			r.hub = h.Name
+			return h
+		}
+		names = append(names, fmt.Sprintf("%q", h.Name))
+	}
+	if len(names) == 0 {
+		names = []string{"none"}
+	}
+	c.bad("hub", "%q is not among the hubs: %s", rule.Hub, strings.Join(names, ", "))
+	return HubOptions{}
+}
+
+func (c *compiler) device(r *route) {
+	if text, ok := r.device.literal(); ok {
+		if err := checkDeviceID(text); err != nil {
+			c.bad("device", "%q: %w", text, err)
+		} else if len(r.allow) > 0 && !slices.ContainsFunc(r.allow, func(p string) bool { return glob(p, text) }) {
+			c.bad("device", "%q is not in the route's own allow list", text)
+		}
+		return
+	}
+	for _, p := range r.device.parts {
+		if p.kind == partText && !inClass(p.text, classID) {
+			c.bad("device", "%q: %q is not legal in a device ID; legal are ASCII letters, digits and - : . + %% _ # * ? ! ( ) , = @ ; $ '", r.rule.Device, p.text)
+			break
+		}
+	}
+	for _, id := range []string{"header", "payload", "json"} {
+		if r.device.idents[id] && len(r.allow) == 0 {
+			c.bad("allow", `is missing: device depends on %s, which the publisher chooses; list the devices that the route may reach, such as allow: ["berlin-*"], or ["*"] for all`, id)
+			break
+		}
+	}
+}
+
+func (c *compiler) properties(r *route, rule *Route, tmpl func(field, text string) *template) {
+	for i := range rule.Properties {
+		p := &rule.Properties[i]
+		field := fmt.Sprintf("properties[%d]", i)
+		pr := propRule{index: i, name: p.Name, headers: p.Headers, strip: p.Strip}
+		switch {
+		case p.Headers != "" && (p.Name != "" || p.Value != ""):
+			c.bad(field, "has headers and name or value; make them two entries")
+			continue
+		case p.Headers != "":
+			if inert(p.Headers) {
+				c.bad(field+".headers", "%q: Nats-* and Downlink-* headers are never copied; choose other headers", p.Headers)
+			}
+		case p.Name == "":
+			c.bad(field+".name", `is missing; give name and value, or headers: with a pattern such as "X-*"`)
+			continue
+		default:
+			if p.Strip != "" {
+				c.bad(field+".strip", "%q belongs to headers; remove it", p.Strip)
+			}
+			if err := checkPropertyName(p.Name, r.charset); err != nil {
+				c.bad(field+".name", "%w", err)
+			}
+			if slices.ContainsFunc(r.explicit, func(e string) bool { return strings.EqualFold(e, p.Name) }) {
+				c.bad(field+".name", "%q is set twice (SDKs fold its letter case); remove one", p.Name)
+			}
+			r.explicit = append(r.explicit, p.Name)
+			pr.value = tmpl(field+".value", p.Value)
+			if pr.value == nil {
+				continue
+			}
+			if text, ok := pr.value.literal(); ok && (rule.IllegalValues == "" || rule.IllegalValues == "dead") {
+				if what, at := illegalText(text, r.charset); what != "" {
+					c.bad(field+".value", "%q: has %s at byte %d, which the hub cannot carry; illegal_values: encode carries it encoded", text, what, at+1)
+				}
+			}
+		}
+		r.props = append(r.props, pr)
+	}
+}
+
+// cloudSide is what a route's expressions can name.
+func cloudSide(p *pattern) *side {
+	s := &side{
+		env: types.Map{
+			"subject": types.String, "header": types.TypeOf(map[string]any{}), "payload": types.String, "json": types.Any,
+			"stream": types.Any, "sequence": types.Int, "time": types.TypeOf(time.Time{}),
+		},
+		simple: map[string]ref{
+			"subject": {kind: refSubject}, "stream": {kind: refStream}, "payload": {kind: refPayload},
+		},
+		lookups: map[string]refKind{"header": refHeader},
+	}
+	for i, c := range p.captures {
+		s.env[c.name] = types.String
+		s.simple[c.name] = ref{kind: refCapture, index: i}
+	}
+	return s
+}

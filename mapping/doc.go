@@ -1,0 +1,84 @@
+// Package mapping translates between NATS messages and IoT Hub cloud-to-device
+// (C2D) messages, both ways, and does nothing else: no I/O, no clocks, no
+// goroutines. On the cloud side a Table turns an Input into Envelopes; on the
+// device side a RelayMap turns a C2D message into a Publication. Both are
+// deterministic, so that whatever is sent again is byte-identical; the one
+// exception is the random message ID of a core NATS message (TableOptions.Rand).
+//
+// Everything a configuration can get wrong is found by Compile and
+// CompileRelay, as joined *FieldError. What only a message can get wrong (an
+// absent header, a value the hub cannot carry) is a *RouteError with a
+// dead-letter reason.
+//
+// # Subjects
+//
+// A route's subject is a NATS subject whose whole tokens may be captures: {x}
+// takes one token, {x...} the rest (one token or more, last place only); * and >
+// match without a name. A capture's name is [a-z][a-z0-9_]*, no keyword of the
+// expression language and none of the names below. Subjects that begin with $,
+// _INBOX, or the bridge's own (NAME.receipt, NAME.dead, NAME.mailbox) never
+// match, also not by a wildcard.
+//
+// # Templates and expressions
+//
+// Text between braces is an expression of expr-lang/expr; {{ and }} are literal
+// braces. Names on the cloud side: the captures, subject, header, payload (the
+// body as text), json (the body decoded on first use), stream (nil from core
+// NATS), sequence and time (stored time, UTC). On the relay's side: device,
+// property, message (id, correlation_id, user_id, content_type,
+// content_encoding, to, expires, ack) and subject (the original one).
+//
+// header["X"] looks up by exact name. Absent is nil, empty is "". A header with
+// several values is one text, the values joined by ", " in order (RFC 9110
+// §5.3's list rule); the same holds for pattern copies, and for a property that
+// a device receives twice. Integers in json stay integers (beyond 64 bits their
+// digits, as text); floats are written shortest, as JSON does; true and false as
+// such; a time in RFC 3339. Lists and maps are refused.
+//
+// An expression has no clock, no I/O and no time zones: now, date, timezone,
+// duration, and what iterates a map in random order or without bound (keys,
+// values, toPairs, groupBy, reduce, repeat, a loop within a loop) are refused
+// at load.
+//
+// # Absence
+//
+// A field that is one single expression and nil is omitted. Nil inside mixed
+// text, in device or in the relay's subject is ReasonAbsent. An empty system
+// property is not sent; an empty application property is sent empty.
+//
+// # Legal values
+//
+// What cannot travel as it is (CR, LF and other control characters, outer
+// spaces, invalid UTF-8, and, if the hub is limited to it, what is outside its
+// documented set) travels percent-encoded, "%" included, and is listed in the
+// property "downlink-enc": the wire names of such properties, each with every
+// byte outside [A-Za-z0-9_.-] as %XX, joined by "|"; a leading "!" says that the
+// name is encoded too (a copied name is also encoded if it holds "%", begins
+// with "$." or "iothub-", which the hub reads itself). The relay undoes it. What
+// NATS headers cannot carry is encoded again for the edge and listed in the same
+// format in the header Downlink-Enc.
+//
+// Message IDs: bytes outside the hub's set are percent-encoded; over 128
+// characters the ID becomes "sha256-" and the digest of the original in hex, and
+// the original travels as the property Downlink-Original-Message-Id.
+//
+// # Names
+//
+// An application property's name keeps its case, and copies that differ in case
+// alone both travel. But some SDKs fold case, so two explicit properties must
+// differ in more than case, and an explicit property, even an omitted one,
+// stands in for every copy of that name in any case. Of two copies to one name the first
+// rule's wins; within a rule headers are taken in the order of their names.
+//
+// Nats-* and Downlink-* headers (any case) are not copied. On the device side such
+// properties become headers Downlink-Prop-<name>, inert. So does "Status" of a
+// message without a body, which NATS clients take for a server's notice.
+//
+// The W3C trace context (traceparent, tracestate) is carried by every route, also
+// a plain one, when the publisher set it.
+//
+// The relay takes downlink-enc, Downlink-Subject, Downlink-Seq, Downlink-Via and
+// Downlink-Original-Message-Id as ours by their exact names, from anyone who may
+// send to the device: they are information, not proof. That is why a message
+// chooses its subject only within RelayOptions.AllowSubjects.
+package mapping
