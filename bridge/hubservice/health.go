@@ -1,0 +1,157 @@
+package hubservice
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// health is what the client knows of its state, and the log of its changes: one
+// line a streak, however long it lasts.
+type health struct {
+	hub, address, policy string
+	log                  *slog.Logger
+
+	mu           sync.Mutex // guards all below
+	link         error      // why there is no link; nil while there is one
+	token        error      // why the token in use could not be renewed
+	message      error      // why the hub refused our credential to a message
+	logged       kind       // the worst that was logged of this streak without a link
+	since        time.Time
+	connects     int
+	tokenExpires time.Time
+}
+
+type kind int
+
+const (
+	kindNone kind = iota
+	kindUnreachable
+	kindUnauthorized
+)
+
+func newHealth(hub, address, policy string, log *slog.Logger) *health {
+	return &health{
+		hub: hub, address: address, policy: policy, log: log,
+		link:  fmt.Errorf("connecting to %s", address),
+		since: time.Now(),
+	}
+}
+
+func (h *health) ready() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, err := range []error{h.link, h.message, h.token} {
+		if err != nil {
+			return fmt.Errorf("hub %s: %w", h.hub, err)
+		}
+	}
+	return nil
+}
+
+func (h *health) stats() Stats {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return Stats{Connected: h.link == nil, Since: h.since, Reconnects: max(h.connects-1, 0), TokenExpires: h.tokenExpires}
+}
+
+// connected: a link is up and authorized until expires.
+func (h *health) connected(expires time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.link, h.token, h.logged = nil, nil, kindNone
+	h.since, h.tokenExpires = time.Now(), expires
+	h.connects++
+	h.log.Info("connected to the hub", "address", h.address)
+}
+
+// disconnected: the link was lost (lost is true), or could not be made.
+func (h *health) disconnected(err error, lost bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.link == nil {
+		h.since = time.Now()
+	}
+	k := kindUnreachable
+	if isUnauthorized(err) {
+		k = kindUnauthorized
+		h.link = h.unauthorized(err)
+	} else {
+		h.link = fmt.Errorf("not connected: %w", err)
+	}
+	switch {
+	case lost:
+		h.logged = kindUnreachable // a refusal is still to be told, if the next try meets one
+		h.log.Warn("lost the connection to the hub; connecting again", "err", err)
+	case k <= h.logged:
+		h.log.Debug("still no connection to the hub", "err", err)
+	case k == kindUnauthorized:
+		h.logged = k
+		h.log.Error("the hub refuses our credential; messages wait and we try again", "err", h.link)
+	default:
+		h.logged = k
+		h.log.Warn("cannot connect to the hub; trying again", "err", err)
+	}
+}
+
+// stopped: Run is over.
+func (h *health) stopped() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.link, h.since = errStopped, time.Now()
+}
+
+func (h *health) unauthorized(err error) error {
+	return fmt.Errorf("unauthorized: the hub refuses policy %q: %w; check its key, that it has the ServiceConnect right, and this machine's clock",
+		h.policy, err)
+}
+
+// renewed: the token in use is valid until expires.
+func (h *health) renewed(expires time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.token != nil {
+		h.log.Info("token renewed")
+	} else {
+		h.log.Debug("token renewed")
+	}
+	h.token, h.tokenExpires = nil, expires
+}
+
+// notRenewed: the token in use is still the old one.
+func (h *health) notRenewed(err error, expires time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	first := h.token == nil
+	if isUnauthorized(err) {
+		err = h.unauthorized(err)
+	}
+	h.token = fmt.Errorf("cannot renew the token, which expires at %s: %w", expires.UTC().Format(time.RFC3339), err)
+	if first {
+		h.log.Warn("cannot renew the token; trying again", "err", err, "expires", expires.UTC())
+	}
+}
+
+// refused: the hub refused our credential to a message. It reports whether that
+// is the first of a streak.
+func (h *health) refused(err error) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.message != nil {
+		return false
+	}
+	h.message = h.unauthorized(err)
+	h.log.Error("the hub refuses our credential to a message; it waits and we try again", "err", h.message)
+	return true
+}
+
+// accepted ends a streak of refused.
+func (h *health) accepted() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.message != nil {
+		h.message = nil
+		h.log.Info("the hub takes our messages again")
+	}
+}
