@@ -13,7 +13,7 @@ import (
 func checkHubString(s Secret) error {
 	c, err := sas.Parse(s.Reveal())
 	if err != nil {
-		return err
+		return errors.New(strings.TrimPrefix(err.Error(), "connection string: ")) // the path says so already
 	}
 	switch c.Kind() {
 	case sas.KindService:
@@ -38,7 +38,7 @@ func checkHubString(s Secret) error {
 func checkDeviceString(s Secret) error {
 	c, err := sas.Parse(s.Reveal())
 	if err != nil {
-		return err
+		return errors.New(strings.TrimPrefix(err.Error(), "connection string: ")) // the path says so already
 	}
 	switch kind := c.Kind(); {
 	case kind == sas.KindDevice && c.X509:

@@ -32,7 +32,7 @@ var settings = []Setting{
 	{Env: "DOWNLINK_DEVICE_CONNECTION_STRING_FILE", Flag: "device-connection-string-file", Path: "relay.devices[0].connection_string_file",
 		Doc: "a file that holds it", apply: (*overlay).device},
 	{Env: "DOWNLINK_NATS_URL", Flag: "nats-url",
-		Doc: "servers of bridge.nats or relay.nats, separated by commas, when the file has one of the two sections", apply: (*overlay).nats},
+		Doc: "servers of bridge.nats or relay.nats, separated by commas: of the section that the process runs", apply: (*overlay).nats},
 	{Env: "DOWNLINK_HTTP", Flag: "http", Path: "http",
 		Doc: "address of health and metrics, or off", apply: (*overlay).scalar},
 	{Env: "DOWNLINK_LOG_LEVEL", Flag: "log-level", Path: "log.level",
@@ -57,7 +57,8 @@ type override struct {
 // overlay puts overrides over a decoded file.
 type overlay struct {
 	*problems
-	cfg *Config
+	cfg  *Config
+	side Side
 	// both secrets of a pair may be set in one place by mistake
 	pair map[string]override
 }
@@ -112,8 +113,8 @@ func lower(words []string) []string {
 }
 
 // apply puts the overrides over c.
-func (p *problems) apply(c *Config, set []override) {
-	o := &overlay{problems: p, cfg: c, pair: make(map[string]override)}
+func (p *problems) apply(c *Config, set []override, side Side) {
+	o := &overlay{problems: p, cfg: c, side: side, pair: make(map[string]override)}
 	for _, s := range set {
 		s.apply(o, s)
 	}
@@ -153,9 +154,16 @@ func (o *overlay) replaced(path, origin string) {
 
 func (o *overlay) nats(s override) {
 	var n *NATS
-	switch b, r := o.cfg.Bridge, o.cfg.Relay; {
+	b, r := o.cfg.Bridge, o.cfg.Relay
+	if !o.side.has(BridgeSide) {
+		b = nil
+	}
+	if !o.side.has(RelaySide) {
+		r = nil
+	}
+	switch {
 	case b != nil && r != nil:
-		o.fail(s, "the file has a bridge and a relay; set bridge.nats.url and relay.nats.url there")
+		o.fail(s, "a bridge and a relay run here; set bridge.nats.url and relay.nats.url in the file")
 		return
 	case b != nil:
 		n, s.Path = &b.NATS, "bridge.nats.url"
@@ -173,6 +181,9 @@ func (o *overlay) nats(s override) {
 
 func (o *overlay) hub(s override) {
 	b := o.cfg.Bridge
+	if !o.side.has(BridgeSide) {
+		return
+	}
 	if b == nil {
 		o.ignored(s, "bridge")
 		return
@@ -190,6 +201,8 @@ func (o *overlay) hub(s override) {
 func (o *overlay) device(s override) {
 	r := o.cfg.Relay
 	switch {
+	case !o.side.has(RelaySide):
+		return
 	case r == nil:
 		o.ignored(s, "relay")
 		return

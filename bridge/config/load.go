@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
 )
 
 // LoadOptions says what Load reads beside the file. The zero value reads the
@@ -19,10 +20,26 @@ type LoadOptions struct {
 	Flags *pflag.FlagSet
 	// NoEnvironment leaves the environment out.
 	NoEnvironment bool
+	// Side limits environment, flags and secrets to one section, for a process that
+	// runs only that one: its machine need not have the other's secrets. The
+	// file is checked as a whole all the same.
+	Side Side
 	// SkipSecrets does not read the files of connection strings, for checks on a
 	// machine that does not have them. Such a configuration cannot be run.
 	SkipSecrets bool
 }
+
+// Side is a section of the file. The zero value stands for both.
+type Side string
+
+// The two sides.
+const (
+	BridgeSide Side = "bridge"
+	RelaySide  Side = "relay"
+)
+
+// has reports whether a process of this side runs that section.
+func (s Side) has(section Side) bool { return s == "" || s == section }
 
 // Load reads, decodes and validates a file, the settings of the environment and
 // the flags, and the secrets. Every mistake is reported: the error joins
@@ -48,11 +65,11 @@ func LoadBytes(name string, b []byte, o LoadOptions) (*Config, error) {
 		return nil, p.err()
 	}
 	c.Warnings = warnings
-	p.apply(c, set)
+	p.apply(c, set, o.Side)
 	c.setDefaults(p.src.given)
 	p.validate(c)
 	if !o.SkipSecrets {
-		p.readSecrets(c)
+		p.readSecrets(c, o.Side)
 	}
 	p.twins(c)
 	if err := p.err(); err != nil {
@@ -91,17 +108,21 @@ func (c *Config) Validate() error {
 // be said about its fields.
 func decode(name string, b []byte) (*Config, *problems) {
 	p := newProblems(newSource(name, b))
-	root := p.document(b)
+	root, fixes := p.document(b)
 	if root == nil {
 		if len(p.list) == 0 {
 			p.addLine(1, "", "the file is empty; downlink init writes one to start from")
 		}
 		return nil, p
 	}
+	if root.Kind != yaml.MappingNode {
+		p.addLine(root.Line, "", "keys and values belong here, such as version: 1")
+		return nil, p
+	}
 	c := &Config{}
 	d := &decoder{problems: p}
 	d.section(root, reflect.ValueOf(c).Elem(), "")
-	p.named()
+	p.named(fixes)
 	p.resolve(c)
 	return c, p
 }
@@ -154,7 +175,7 @@ func texts(c *Config) []fieldText {
 const maxSecret = 64 << 10
 
 // readSecrets reads the connection strings that stand in files of their own.
-func (p *problems) readSecrets(c *Config) {
+func (p *problems) readSecrets(c *Config, side Side) {
 	read := func(at string, s *Secret, file string, check func(Secret) error) {
 		at += ".connection_string_file"
 		if file == "" || p.has(at) || p.failed[parent(at)] {
@@ -175,12 +196,12 @@ func (p *problems) readSecrets(c *Config) {
 			p.addf(at, "%s: %w", file, err)
 		}
 	}
-	if b := c.Bridge; b != nil {
+	if b := c.Bridge; b != nil && side.has(BridgeSide) {
 		for i := range b.Hubs {
 			read("bridge.hubs["+itoa(i)+"]", &b.Hubs[i].ConnectionString, b.Hubs[i].ConnectionStringFile, checkHubString)
 		}
 	}
-	if r := c.Relay; r != nil {
+	if r := c.Relay; r != nil && side.has(RelaySide) {
 		for i := range r.Devices {
 			read("relay.devices["+itoa(i)+"]", &r.Devices[i].ConnectionString, r.Devices[i].ConnectionStringFile, checkDeviceString)
 		}

@@ -63,11 +63,17 @@ func (s *source) at(path string) place {
 	return place{s.name, 1}
 }
 
-// pathAt is the deepest path that stands on a line, "" if none does.
-func (s *source) pathAt(line int) string {
+// pathAt finds the field with a key that stands on a line, or the deepest field
+// there without one; "" if there is none.
+func (s *source) pathAt(line int, key string) string {
 	best := ""
 	for path, p := range s.pos {
-		if p.file == s.name && p.line == line && (len(path) > len(best) || len(path) == len(best) && path < best) {
+		name := path[strings.LastIndexByte(path, '.')+1:]
+		name, _, _ = strings.Cut(name, "[")
+		if p.file != s.name || p.line != line || key != "" && name != key {
+			continue
+		}
+		if len(path) > len(best) || len(path) == len(best) && path < best {
 			best = path
 		}
 	}

@@ -89,6 +89,9 @@ func nearest(word string, known []string) string {
 		if norm := strings.NewReplacer("-", "", "_", "", " ", ""); norm.Replace(strings.ToLower(word)) == norm.Replace(k) {
 			cost = 0 // connectionString, connection-string
 		}
+		if len(word) > 2 && len(k) > 2 && (strings.HasPrefix(word, k) || strings.HasPrefix(k, word)) {
+			cost = min(cost, 1) // warning, conn
+		}
 		if cost < bestCost || cost == bestCost && best == "" {
 			best, bestCost = k, cost
 		}

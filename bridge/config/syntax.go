@@ -26,15 +26,15 @@ type repaired struct {
 
 // document parses b into the root mapping, nil if that is not possible. Values
 // that miss their quotes are reported and quoted, so that the mistakes
-// behind the first one are found too.
-func (p *problems) document(b []byte) *yaml.Node {
+// behind the first one are found too; named puts in their paths later.
+func (p *problems) document(b []byte) (*yaml.Node, []repaired) {
 	if len(b) > maxFile {
 		p.addLine(1, "", "the file has %d bytes; a configuration has at most %d", len(b), maxFile)
-		return nil
+		return nil, nil
 	}
 	if line, what := illegal(b); what != "" {
 		p.addLine(line, "", "%s; save the file as UTF-8 text", what)
-		return nil
+		return nil, nil
 	}
 	root, err := parse(p.src.text())
 	var fixes []repaired
@@ -45,20 +45,19 @@ func (p *problems) document(b []byte) *yaml.Node {
 		}
 	}
 	for _, f := range fixes {
-		// The path is known once the repaired text is decoded: see named.
 		p.addLine(f.line, f.key, "%s", f.message())
 	}
 	if err != nil {
 		line, text := p.syntax(err)
 		for _, f := range fixes {
 			if f.line == line {
-				return nil // the same line cannot be understood either way
+				return nil, nil // the same line cannot be understood either way
 			}
 		}
 		p.addLine(line, "", "%s", text)
-		return nil
+		return nil, nil
 	}
-	return root
+	return root, fixes
 }
 
 var errTwoDocuments = errors.New("a second document begins here; a configuration is one YAML document")
@@ -146,7 +145,7 @@ func (p *problems) syntax(err error) (int, string) {
 		if secretText.MatchString(text) {
 			text = "syntax error"
 		}
-		text = "not valid YAML: " + text
+		text = "not understood: " + text
 	}
 	return line, text
 }
@@ -165,7 +164,7 @@ func (p *problems) breaking() int {
 }
 
 var (
-	keyed      = regexp.MustCompile(`^(\s*(?:- +)*(?:([A-Za-z0-9_-]+):[ \t]+)?)(.*)$`)
+	keyed      = regexp.MustCompile(`^(\s*(?:- +)*(?:([A-Za-z0-9_-]+):(?:[ \t]+|$))?)(.*)$`)
 	opensBlock = regexp.MustCompile(`(?:^|[:-][ \t]+)[|>][+-]?[1-9]?[+-]?[ \t]*(?:#.*)?$`)
 	alias      = regexp.MustCompile(`^\*([A-Za-z0-9_-]+)$`)
 	anchor     = regexp.MustCompile(`^&[A-Za-z0-9_-]+(?:\s|$)`)
@@ -201,13 +200,18 @@ func (p *problems) repair() []repaired {
 			continue
 		}
 		if strings.HasPrefix(value, "{") || strings.HasPrefix(value, "[") {
+			outer := m[2]
 			p.src.lines[i] = inFlow.ReplaceAllStringFunc(line, func(s string) string {
 				m := inFlow.FindStringSubmatch(s)
 				text := strings.TrimSpace(m[3])
 				if strings.HasPrefix(text, "{") && closing(text) == len(text) || alias.MatchString(text) && p.anchored(text) {
 					return s // a mapping inside the mapping, an alias: YAML can read it
 				}
-				found = append(found, repaired{i + 1, m[2], text, ""})
+				key := m[2]
+				if key == "" {
+					key = outer
+				}
+				found = append(found, repaired{i + 1, key, text, ""})
 				return m[1] + quote(text) + m[4]
 			})
 		}
@@ -259,10 +263,18 @@ func (r repaired) message() string {
 
 // named puts the full paths into the mistakes that were found before the text
 // could be parsed and have only a key.
-func (p *problems) named() {
-	for _, e := range p.list {
-		if at := p.src.pathAt(e.Line); at != "" && (e.Path == "" || strings.HasSuffix(at, "."+e.Path)) {
-			e.Path = at
+func (p *problems) named(fixes []repaired) {
+	for _, f := range fixes {
+		at := p.src.pathAt(f.line, f.key)
+		if at == "" {
+			continue
+		}
+		p.failed[at] = true
+		for _, e := range p.list {
+			if e.Line == f.line && e.Path == f.key {
+				e.Path = at
+				break
+			}
 		}
 	}
 }

@@ -171,12 +171,18 @@ func (p *problems) route(at string, r *Route) {
 	}
 	if r.Start != "" || p.src.given(at+".start") {
 		p.start(at+".start", r.Start)
-		p.noneWith(at+".start", r.Stream == "" && r.Start != "", "no stream")
+		p.needsStream(at+".start", r, r.Start != "")
 	}
-	p.noneWith(at+".create", r.Create && r.Stream == "", "no stream")
+	p.needsStream(at+".create", r, r.Create)
 	p.oneOf(at+".device_not_found", r.DeviceNotFound, "dead", "retry")
 	if r.Drop != "" && p.src.given(at+".device_not_found") {
 		p.noneWith(at+".device_not_found", true, "drop")
+	}
+}
+
+func (p *problems) needsStream(path string, r *Route, set bool) {
+	if set && r.Stream == "" && !p.has(parent(path)+".stream") {
+		p.addf(path, "has no meaning without a stream; remove it, or add stream: NAME")
 	}
 }
 
@@ -241,7 +247,9 @@ func (p *problems) relay(r *Relay) {
 	if r.Publish.Stream != "" {
 		p.streamName("relay.publish.stream", r.Publish.Stream)
 	}
-	p.noneWith("relay.publish.create", r.Publish.Create && r.Publish.Stream == "", "no stream")
+	if r.Publish.Create && r.Publish.Stream == "" {
+		p.addf("relay.publish.create", "has no meaning without relay.publish.stream; name the stream")
+	}
 
 	_, err := mapping.CompileRelay(r.MappingOptions())
 	p.addMapping(err, func(path string) string {
