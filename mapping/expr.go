@@ -159,6 +159,10 @@ func (v *visitor) Visit(node *ast.Node) {
 		if !slices.Contains(v.idents, n.Value) {
 			v.idents = append(v.idents, n.Value)
 		}
+	case *ast.BuiltinNode: // those with predicates stay in the language, whatever is disabled
+		if !slices.Contains(builtins, n.Name) {
+			v.fail(n.Name + "() is not available; its time or its order has no bound")
+		}
 	case *ast.PredicateNode:
 		var inner loops
 		ast.Walk(&n.Node, &inner)
@@ -414,7 +418,11 @@ func floatText(f float64) (string, bool, error) {
 	if abs := math.Abs(f); abs != 0 && (abs < 1e-6 || abs >= 1e21) {
 		format = 'e'
 	}
-	return strconv.FormatFloat(f, format, -1, 64), true, nil
+	text := strconv.FormatFloat(f, format, -1, 64)
+	if format == 'e' { // e-07 becomes e-7, as in JSON
+		text = strings.Replace(text, "e-0", "e-", 1)
+	}
+	return text, true, nil
 }
 
 // decodeJSON decodes one JSON value with integers kept as integers.

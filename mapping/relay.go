@@ -37,6 +37,7 @@ type RelayMap struct {
 	subject *template // nil: the default
 	uses    bool      // the template splices the original subject
 	allow   [][]string
+	covers  []string // see Subjects
 }
 
 // relaySide is what a relay's expressions can name.
@@ -56,7 +57,7 @@ var relaySide = &side{
 // CompileRelay checks the options and makes a RelayMap of them. The error joins
 // a *FieldError for every mistake found, with paths such as "publish.subject".
 func CompileRelay(o RelayOptions) (*RelayMap, error) {
-	m := &RelayMap{name: o.Name}
+	m := &RelayMap{name: o.Name, covers: []string{"edge.>"}} // of the default subject
 	var errs []error
 	bad := func(path string, err error) { errs = append(errs, &FieldError{Path: path, Err: err}) }
 	if m.name == "" {
@@ -140,7 +141,29 @@ func (m *RelayMap) setSubject(text string, allowed bool) error {
 		return fmt.Errorf("%q: splices the original subject, which the sender chooses; say in allow_subjects which ones it may be, or write {subject} for one encoded token", text)
 	}
 	m.subject = t
+	m.covers = []string{coverOf(strings.Split(b.String(), "."), hole)}
 	return nil
+}
+
+// coverOf is the subject with wildcards that takes whatever a template yields: its
+// text up to the first token with an expression, which may splice several tokens.
+func coverOf(tokens []string, hole string) string {
+	for i, tok := range tokens {
+		if strings.Contains(tok, hole) {
+			return strings.Join(append(slices.Clone(tokens[:i]), ">"), ".")
+		}
+	}
+	return strings.Join(tokens, ".")
+}
+
+// Subjects returns subjects with wildcards that cover all that Map can publish to,
+// none of them a subset of another: what a stream must store.
+func (m *RelayMap) Subjects() []string {
+	all := slices.Clone(m.covers)
+	for _, a := range m.allow {
+		all = append(all, strings.Join(a, "."))
+	}
+	return Cover(all, len(all))
 }
 
 // checkFirst refuses a first token that leads to NATS itself or to our own subjects.

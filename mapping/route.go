@@ -40,10 +40,14 @@ type Route struct {
 // MessageRule sets the system properties of a C2D message. Each text is a template.
 type MessageRule struct {
 	// MessageID defaults to <stream>:<seq>:<stored time, base 36> and to a random one from core NATS.
-	MessageID       string `yaml:"message_id"`
-	CorrelationID   string `yaml:"correlation_id"`
-	UserID          string `yaml:"user_id"`
-	ContentType     string `yaml:"content_type"`
+	MessageID string `yaml:"message_id"`
+	// CorrelationID is the correlation ID's template.
+	CorrelationID string `yaml:"correlation_id"`
+	// UserID is the user ID's template: on whose behalf the message is sent.
+	UserID string `yaml:"user_id"`
+	// ContentType is the content type's template, such as application/json.
+	ContentType string `yaml:"content_type"`
+	// ContentEncoding is the content encoding's template, such as utf-8.
 	ContentEncoding string `yaml:"content_encoding"`
 	// TTL counts from the source message's timestamp; at most 48h. Zero: the hub's default.
 	TTL time.Duration `yaml:"ttl"`
@@ -53,7 +57,9 @@ type MessageRule struct {
 
 // PropertyRule is one application property (name and value), or a copy of all headers that match a pattern.
 type PropertyRule struct {
-	Name  string `yaml:"name"`
+	// Name is the property's name; it goes with value.
+	Name string `yaml:"name"`
+	// Value is the value's template. A single expression that is nil omits the property.
 	Value string `yaml:"value"`
 	// Headers is a pattern with "*", such as "X-*"; matching headers are copied under their own names.
 	Headers string `yaml:"headers"`
