@@ -27,7 +27,7 @@ type Config struct {
 	Bridge *Bridge `yaml:"bridge"`
 	// Relay is the device side: IoT Hub to the local NATS.
 	Relay *Relay `yaml:"relay"`
-	// HTTP is the address of /livez, /readyz, /metrics and /status. Default 127.0.0.1:9464; "off" serves none.
+	// HTTP is the address of /livez, /readyz, /metrics and /status; "off" serves none. Default 127.0.0.1:9464.
 	HTTP string `yaml:"http"`
 	// Log sets level and format of the log on stderr.
 	Log Log `yaml:"log"`
@@ -64,7 +64,7 @@ type Bridge struct {
 
 // NATS is one connection, the same block on both sides.
 type NATS struct {
-	// URL lists servers. Default nats://127.0.0.1:4222.
+	// URL lists servers. Default nats://127.0.0.1:4222, without context and embedded.
 	URL []string `yaml:"url"`
 	// Context names a context of the nats CLI, instead of url and credentials.
 	Context string `yaml:"context"`
@@ -96,7 +96,7 @@ type NATSTLS struct {
 
 // EmbeddedNATS is a nats-server in this process.
 type EmbeddedNATS struct {
-	// Listen is its address. Default 127.0.0.1:4222; port 0 picks a free one.
+	// Listen is its address; port 0 picks a free one. Default 127.0.0.1:4222.
 	Listen string `yaml:"listen"`
 	// StoreDir keeps JetStream's files. Empty: a temporary directory, gone at exit.
 	StoreDir string `yaml:"store_dir"`
@@ -118,7 +118,7 @@ type Hub struct {
 	Name string `yaml:"name"`
 	// ConnectionString is a service connection string with the ServiceConnect right; prefer the file.
 	ConnectionString Secret `yaml:"connection_string"`
-	// ConnectionStringFile holds it. Exactly one of the two, unless embedded.
+	// ConnectionStringFile is a file that holds the connection string. Exactly one of the two, unless embedded.
 	ConnectionStringFile string `yaml:"connection_string_file"`
 	// Embedded uses the embedded hub of this process.
 	Embedded bool `yaml:"embedded"`
@@ -139,7 +139,7 @@ type Route struct {
 	Start string `yaml:"start"`
 	// Create makes the stream, holding the route's subject, if it does not exist.
 	Create bool `yaml:"create"`
-	// DeviceNotFound is dead (default) or retry.
+	// DeviceNotFound says what becomes of a message for a device that the hub does not know: dead (default) or retry.
 	DeviceNotFound string `yaml:"device_not_found"`
 }
 
@@ -149,9 +149,9 @@ type Storage struct {
 	Create *bool `yaml:"create"`
 	// Replicas is a number or "source" (default: as the source stream's).
 	Replicas string `yaml:"replicas"`
-	// DeadMaxAge is how long dead letters are kept. Default 720h.
+	// DeadMaxAge is how long dead letters are kept. Default 30d.
 	DeadMaxAge time.Duration `yaml:"dead_max_age"`
-	// DeadMaxBytes bounds their stream. Default 1 GiB.
+	// DeadMaxBytes bounds their stream. Default 1GiB.
 	DeadMaxBytes int64 `yaml:"dead_max_bytes"`
 }
 
@@ -173,7 +173,7 @@ type Relay struct {
 type Device struct {
 	// ConnectionString is the device's connection string; prefer the file.
 	ConnectionString Secret `yaml:"connection_string"`
-	// ConnectionStringFile holds it. Exactly one of the two, unless embedded.
+	// ConnectionStringFile is a file that holds the connection string. Exactly one of the two, unless embedded.
 	ConnectionStringFile string `yaml:"connection_string_file"`
 	// Embedded names a device of the embedded hub of this process instead.
 	Embedded string `yaml:"embedded"`
