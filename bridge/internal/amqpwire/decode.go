@@ -383,6 +383,9 @@ func (d *Decoder) enter(c byte) Fields {
 	return f
 }
 
+// Len is how many fields have not been walked yet.
+func (f *Fields) Len() int { return f.left }
+
 // More goes on to the next field and says whether there is one.
 func (f *Fields) More() bool {
 	if f.left == 0 || f.d.err != nil {
