@@ -52,7 +52,7 @@ func (d *decoder) section(n *yaml.Node, v reflect.Value, path string) {
 		return // "relay:" with everything in it commented out: the defaults
 	}
 	if n.Kind != yaml.MappingNode {
-		d.addf(path, "%s where keys and values belong, such as %s: …", d.what(n), fieldsOf(v.Type())[0].key)
+		d.addf(path, "%s where keys and values belong, such as %s: …", d.what(n, path), fieldsOf(v.Type())[0].key)
 		return
 	}
 	fields := fieldsOf(v.Type())
@@ -60,7 +60,7 @@ func (d *decoder) section(n *yaml.Node, v reflect.Value, path string) {
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, val := n.Content[i], n.Content[i+1]
 		if key.Kind != yaml.ScalarNode {
-			d.addLine(key.Line, path, "a key must be plain text, not %s", d.what(key))
+			d.addLine(key.Line, path, "a key must be plain text, not %s", d.what(key, path))
 			continue
 		}
 		at := join(path, key.Value)
@@ -120,12 +120,12 @@ func (d *decoder) list(n *yaml.Node, v reflect.Value, path string) {
 	case isNull(n):
 		d.addf(path, "has no value; remove the key, or give a list")
 	case section(elem):
-		d.addf(path, `%s where a list belongs; begin each entry with "- "`, d.what(n))
+		d.addf(path, `%s where a list belongs; begin each entry with "- "`, d.what(n, path))
 	case n.Kind == yaml.ScalarNode: // one text for a list of texts
 		v.Set(reflect.Append(v, reflect.Zero(elem)))
 		d.value(n, v.Index(0), path)
 	default:
-		d.addf(path, "%s where a list of texts belongs", d.what(n))
+		d.addf(path, "%s where a list of texts belongs", d.what(n, path))
 	}
 }
 
@@ -137,7 +137,7 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 		d.quoteIt(path, d.rest(n))
 		return
 	case n.Kind != yaml.ScalarNode:
-		d.addf(path, "%s where %s belongs", d.what(n), typeName(v.Type()))
+		d.addf(path, "%s where %s belongs", d.what(n, path), typeName(v.Type()))
 		return
 	case n.Anchor != "" && n.Value == "":
 		d.quoteIt(path, "&"+n.Anchor)
@@ -173,8 +173,8 @@ func (d *decoder) quoteIt(path, value string) {
 	d.addf(path, "YAML reads %s as syntax, not as text; quote it: %s", value, quote(value))
 }
 
-// what names a node for a message.
-func (d *decoder) what(n *yaml.Node) string {
+// what names a node for a message. Only a place where nobody would put a secret shows its text.
+func (d *decoder) what(n *yaml.Node, path string) string {
 	switch {
 	case n.Kind == yaml.MappingNode:
 		return "a mapping"
@@ -182,6 +182,8 @@ func (d *decoder) what(n *yaml.Node) string {
 		return "a list"
 	case n.Kind == yaml.AliasNode:
 		return "an alias"
+	case strings.Contains(path, "hubs") || strings.Contains(path, "devices") || strings.Contains(path, "nats"):
+		return "a text"
 	default:
 		return "the text " + show(n.Value)
 	}

@@ -104,7 +104,7 @@ func (p *problems) has(path string) bool {
 }
 
 // addMapping records what mapping.Compile or CompileRelay found; place turns
-// its paths into ours.
+// its paths into ours, "" for a mistake that only follows from another.
 func (p *problems) addMapping(err error, place func(path string) string) {
 	var field *mapping.FieldError
 	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the joined list itself, not something below it
@@ -113,7 +113,7 @@ func (p *problems) addMapping(err error, place func(path string) string) {
 		}
 	} else if errors.As(err, &field) {
 		// A mistake inside (a wrong type) may well be why mapping is unhappy with the whole.
-		if path := place(field.Path); !p.has(path) {
+		if path := place(field.Path); path != "" && !p.has(path) {
 			p.add(path, field.Err)
 		}
 	} else if err != nil {

@@ -45,8 +45,8 @@ func section(t reflect.Type) bool {
 
 // join is the path of a key in a section.
 func join(path, key string) string {
-	if path == "" {
-		return key
+	if path == "" || key == "" {
+		return path + key
 	}
 	return path + "." + key
 }

@@ -193,7 +193,7 @@ func (p *problems) repair() []repaired {
 			continue
 		}
 		value := uncomment(m[3])
-		if why, bad := p.broken(value); bad {
+		if why, bad := p.broken(value, m[2] != ""); bad {
 			fixed := quote(value)
 			p.src.lines[i] = m[1] + fixed
 			found = append(found, repaired{i + 1, m[2], value, why})
@@ -219,8 +219,8 @@ func (p *problems) repair() []repaired {
 	return found
 }
 
-// broken reports whether a value after "key:" or "-" cannot be read without quotes.
-func (p *problems) broken(value string) (why string, bad bool) {
+// broken reports whether a value after "key:" (keyed) or "-" cannot be read without quotes.
+func (p *problems) broken(value string, keyed bool) (why string, bad bool) {
 	if value == "" {
 		return "", false
 	}
@@ -242,7 +242,7 @@ func (p *problems) broken(value string) (why string, bad bool) {
 		}
 		return "", false
 	}
-	return "", strings.Contains(value, ": ") || strings.HasSuffix(value, ":") && value != ":"
+	return "", keyed && (strings.Contains(value, ": ") || strings.HasSuffix(value, ":"))
 }
 
 // anchored reports whether the file defines the anchor that an alias names.

@@ -93,10 +93,15 @@ func (p *problems) bridge(b *Bridge) {
 
 	_, err := mapping.Compile(b.MappingRoutes(), b.TableOptions())
 	p.addMapping(err, func(path string) string {
-		if path == "" {
+		path = join("bridge", path)
+		if path == "bridge" {
 			return "bridge.routes"
 		}
-		return "bridge." + path
+		// Without its subject a route has no captures, and without its drop it would deliver.
+		if route, field, ok := strings.Cut(path, "]."); ok && field != "subject" && (p.has(route+"].subject") || p.has(route+"].drop")) {
+			return ""
+		}
+		return path
 	})
 }
 
