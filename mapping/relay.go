@@ -281,19 +281,13 @@ func (r *received) takeOwn(p Property) bool {
 
 // property returns a property's one value: several are joined by ", ". False: absent, or null.
 func (r *received) property(name string) (string, bool) {
-	value, found := "", false
+	var values []string
 	for i := range r.props {
-		p := &r.props[i]
-		if p.Name != name || p.Null {
-			continue
-		}
-		if found {
-			value += ", " + p.Value
-		} else {
-			value, found = p.Value, true
+		if p := &r.props[i]; p.Name == name && !p.Null {
+			values = append(values, p.Value)
 		}
 	}
-	return value, found
+	return strings.Join(values, ", "), len(values) > 0
 }
 
 func (r *received) message(field string) string {
@@ -346,11 +340,15 @@ func (r *received) name(id string) (any, error) {
 	case "subject":
 		return text(r.subject), nil
 	case "property":
-		m := make(map[string]any, len(r.props))
+		lists := make(map[string][]string, len(r.props))
 		for i := range r.props {
-			if v, ok := r.property(r.props[i].Name); ok {
-				m[r.props[i].Name] = v
+			if p := &r.props[i]; !p.Null {
+				lists[p.Name] = append(lists[p.Name], p.Value)
 			}
+		}
+		m := make(map[string]any, len(lists))
+		for name, values := range lists {
+			m[name] = strings.Join(values, ", ")
 		}
 		return m, nil
 	case "message":

@@ -1,0 +1,184 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"downlink/bridge"
+	"downlink/bridge/config"
+	"downlink/bridge/hubservice"
+	"downlink/bridge/natsio"
+	"downlink/mapping"
+)
+
+// maxFilters is how many filter subjects a consumer gets; more are widened to common parents.
+const maxFilters = 256
+
+// buildBridge adds the cloud side: sources, engine, hubs and dead letters.
+func (a *App) buildBridge(c *config.Bridge) error {
+	table, err := mapping.Compile(c.MappingRoutes(), c.TableOptions())
+	if err != nil {
+		return err
+	}
+	if a.bridgeNATS, err = a.openNATS(c.Name, c.NATS); err != nil {
+		return err
+	}
+	nats, err := natsio.Connect(*a.bridgeNATS)
+	if err != nil {
+		return err
+	}
+	a.closers = append(a.closers, nats.Close)
+	a.checks = append(a.checks, nats.Ready)
+
+	o := bridge.Options{
+		Mapper: table, DeadUnmatched: c.Unmatched == "dead", ShutdownGrace: a.options.Config.ShutdownGrace,
+		Logger: a.options.Logger, Registerer: a.registry,
+	}
+	for _, r := range c.Routes {
+		if r.DeviceNotFound == "retry" {
+			o.RetryNoDevice = append(o.RetryNoDevice, r.Name)
+		}
+	}
+	if o.Sources, err = a.buildSources(c, table, nats); err != nil {
+		return err
+	}
+	if o.Hubs, err = a.buildHubs(c.Hubs); err != nil {
+		return err
+	}
+	dead, err := natsio.NewDeadLetters(a.deadOptions(c, nats))
+	if err != nil {
+		return err
+	}
+	a.checks = append(a.checks, dead.Ready)
+	a.parts.add(layerClients, "dead letters", dead.Run)
+	o.DeadLetters = dead
+
+	engine, err := bridge.New(o)
+	if err != nil {
+		return err
+	}
+	a.checks = append(a.checks, engine.Ready)
+	a.statuses["bridge"] = func() any { return engine.Status() }
+	a.parts.add(layerFlows, "bridge", engine.Run)
+	return nil
+}
+
+// buildSources makes one source a stream, and one for core NATS. All of them share the whole table.
+func (a *App) buildSources(c *config.Bridge, table *mapping.Table, nats *natsio.Conn) ([]bridge.Source, error) {
+	var sources []bridge.Source
+	for _, stream := range streams(c.Routes) {
+		s, err := natsio.NewJetStreamSource(a.sourceOptions(c, table, nats, stream))
+		if err != nil {
+			return nil, err
+		}
+		a.checks = append(a.checks, s.Ready)
+		a.parts.add(layerClients, "source "+stream, s.Run)
+		a.parts.add(layerFlows, "drain of "+stream, drained(s))
+		sources = append(sources, s)
+	}
+	if subjects := table.Subjects(""); len(subjects) > 0 {
+		subjects = mapping.Cover(subjects, maxFilters)
+		s, err := natsio.NewCoreSource(natsio.CoreOptions{Conn: nats, Queue: c.Name, Subjects: subjects, Logger: a.options.Logger})
+		if err != nil {
+			return nil, err
+		}
+		core := &coreGuard{conn: nats, source: s, subjects: subjects, routes: routesOf(c.Routes, ""), log: a.options.Logger}
+		a.checks = append(a.checks, core.Ready)
+		a.parts.add(layerClients, "source core", core.Run)
+		a.parts.add(layerFlows, "drain of core", drained(s))
+		sources = append(sources, s)
+	}
+	return sources, nil
+}
+
+// drained stops a source from taking more as soon as the engine drains: what the
+// engine does not have need not be held any longer.
+func drained(s interface{ Drain() }) func(context.Context) error {
+	return func(ctx context.Context) error {
+		<-ctx.Done()
+		s.Drain()
+		return nil
+	}
+}
+
+func (a *App) sourceOptions(c *config.Bridge, table *mapping.Table, nats *natsio.Conn, stream string) natsio.SourceOptions {
+	o := natsio.SourceOptions{
+		Conn: nats, Stream: stream, Consumer: c.Name, Filters: mapping.Cover(table.Subjects(stream), maxFilters),
+		Routes: routesOf(c.Routes, stream), Logger: a.options.Logger,
+	}
+	for _, r := range c.Routes {
+		if r.Stream != stream {
+			continue
+		}
+		if r.Start != "" {
+			o.Start = r.Start
+		}
+		o.Create = o.Create || r.Create
+	}
+	return o
+}
+
+// streams lists the routes' streams once each, in order.
+func streams(routes []config.Route) []string {
+	var list []string
+	seen := make(map[string]bool)
+	for _, r := range routes {
+		if r.Stream != "" && !seen[r.Stream] {
+			seen[r.Stream] = true
+			list = append(list, r.Stream)
+		}
+	}
+	return list
+}
+
+// routesOf names the routes that take from a stream ("": core NATS).
+func routesOf(routes []config.Route, stream string) []string {
+	var names []string
+	for _, r := range routes {
+		if stream != "" && r.Stream == stream || stream == "" && r.Source == "core" {
+			names = append(names, r.Name)
+		}
+	}
+	return names
+}
+
+func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
+	var list []bridge.HubOptions
+	for _, h := range hubs {
+		o := hubservice.Options{
+			Hub: h.Name, ConnectionString: h.ConnectionString.Reveal(), Address: h.AMQPAddress, Window: h.Window, Logger: a.options.Logger,
+		}
+		var err error
+		if h.Embedded {
+			e := a.options.EmbeddedHub
+			if e == nil {
+				return nil, fmt.Errorf("hub %s: embedded, but this process has no embedded hub", h.Name)
+			}
+			o.ConnectionString, o.Address, o.RootCAs = e.ServiceConnectionString, e.AMQPAddress, e.RootCAs
+		} else if o.RootCAs, err = roots(h.CAFile); err != nil {
+			return nil, fmt.Errorf("hub %s: %w", h.Name, err)
+		}
+		client, err := hubservice.New(o)
+		if err != nil {
+			return nil, err
+		}
+		a.checks = append(a.checks, client.Ready)
+		a.statuses["hub "+h.Name] = func() any { return client.Stats() }
+		a.parts.add(layerClients, "hub "+h.Name, client.Run)
+		list = append(list, bridge.HubOptions{Name: h.Name, Sender: client, Window: h.Window})
+	}
+	return list, nil
+}
+
+func (a *App) deadOptions(c *config.Bridge, nats *natsio.Conn) natsio.DeadLettersOptions {
+	o := natsio.DeadLettersOptions{
+		Conn: nats, Name: c.Name, Create: c.Storage.Create == nil || *c.Storage.Create, Sources: streams(c.Routes),
+		MaxAge: c.Storage.DeadMaxAge, MaxBytes: c.Storage.DeadMaxBytes, Logger: a.options.Logger,
+	}
+	// Anything but a number is "source": as many as the source streams have.
+	if n, err := strconv.Atoi(c.Storage.Replicas); err == nil {
+		o.Replicas = n
+	}
+	return o
+}
