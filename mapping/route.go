@@ -33,7 +33,7 @@ type Route struct {
 	Properties []PropertyRule `yaml:"properties"`
 	// IllegalValues says what happens to an explicit property's value that the hub or NATS cannot carry as it is: encode, omit or dead (default). Copies by pattern always encode.
 	IllegalValues string `yaml:"illegal_values"`
-	// Envelope is plain (default: no property that the route did not name) or relay (adds what the relay uses: original subject, number, via).
+	// Envelope is plain (default: no property that the route did not name, but for the W3C trace context if the publisher set one) or relay (adds what the relay uses: original subject, number, via).
 	Envelope string `yaml:"envelope"`
 }
 

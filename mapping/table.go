@@ -150,7 +150,15 @@ func (t *Table) Map(in *Input) []Result {
 			continue
 		}
 		s.pattern = r.pattern
-		results = append(results, t.one(r, s))
+		if r.drop != "" {
+			results = append(results, Result{Route: r.name, Drop: r.drop})
+			break
+		}
+		m := &mapped{}
+		if results == nil {
+			results = m.results[:0]
+		}
+		results = append(results, t.one(r, s, m))
 		if !r.also {
 			break
 		}
@@ -160,31 +168,35 @@ func (t *Table) Map(in *Input) []Result {
 	return results
 }
 
-func (t *Table) one(r *route, s *cloudScope) Result {
-	if r.drop != "" {
-		return Result{Route: r.name, Drop: r.drop}
-	}
+// mapped is what nearly every message needs, in one allocation.
+type mapped struct {
+	results  [1]Result
+	envelope Envelope
+	props    [4]Property
+}
+
+func (t *Table) one(r *route, s *cloudScope, m *mapped) Result {
 	if cameThrough(s.in.Header, t.name) {
 		return Result{Route: r.name, Drop: string(ReasonLoop)}
 	}
-	e, err := t.envelope(r, s)
-	if err != nil {
+	if err := t.fill(&m.envelope, m.props[:0], r, s); err != nil {
 		err.Route = r.name
 		return Result{Route: r.name, Err: err}
 	}
-	return Result{Route: r.name, Envelope: e}
+	return Result{Route: r.name, Envelope: &m.envelope}
 }
 
-func (t *Table) envelope(r *route, s *cloudScope) (*Envelope, *RouteError) {
+// fill makes the envelope; props is empty room for its properties.
+func (t *Table) fill(e *Envelope, props []Property, r *route, s *cloudScope) *RouteError {
 	in := s.in
 	if len(in.Payload) > MaxMessageSize { // before any expression looks at it
-		return nil, tooLarge(len(in.Payload))
+		return tooLarge(len(in.Payload))
 	}
 	device, err := r.deviceID(s)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	e := &Envelope{Route: r.name, Hub: r.hub, Device: device, Ack: r.ack, Body: in.Payload}
+	e.Route, e.Hub, e.Device, e.Ack, e.Body = r.name, r.hub, device, r.ack, in.Payload
 	if r.ttl {
 		// The AMQP timestamp counts milliseconds (AMQP 1.0 §1.6.17).
 		e.ExpiresAt = in.Time.Add(r.rule.Message.TTL).Truncate(1e6).UTC()
@@ -197,11 +209,11 @@ func (t *Table) envelope(r *route, s *cloudScope) (*Envelope, *RouteError) {
 		}
 		v, _, verr := f.t.eval(s)
 		if verr != nil {
-			return nil, &RouteError{Field: f.field, Reason: verr.reason, Err: verr.err}
+			return &RouteError{Field: f.field, Reason: verr.reason, Err: verr.err}
 		}
 		if i != fieldMessageID {
 			if what, at := illegalSystem(i, v); what != "" {
-				return nil, &RouteError{Field: f.field, Reason: ReasonBadMessageID,
+				return &RouteError{Field: f.field, Reason: ReasonBadMessageID,
 					Err: fmt.Errorf("has %s at byte %d, which the hub cannot carry", what, at+1)}
 			}
 		}
@@ -224,11 +236,11 @@ func (t *Table) envelope(r *route, s *cloudScope) (*Envelope, *RouteError) {
 	var original string
 	e.MessageID, original = legalMessageID(id)
 
-	b := bag{documented: r.charset, props: make([]Property, 0, len(r.props)+2)}
+	b := bag{documented: r.charset, props: props}
 	for i := range r.props {
 		if p := &r.props[i]; p.value != nil {
 			if err := b.setRule(p, s, r.illegal); err != nil {
-				return nil, err
+				return err
 			}
 		} else {
 			b.copyHeaders(in.Header, p, r.explicit)
@@ -248,11 +260,13 @@ func (t *Table) envelope(r *route, s *cloudScope) (*Envelope, *RouteError) {
 	if len(b.enc.b) > 0 {
 		b.add(propEnc, b.enc.String())
 	}
-	e.Properties = b.props
-	if n := e.Size(); n > MaxMessageSize {
-		return nil, tooLarge(n)
+	if len(b.props) > 0 {
+		e.Properties = b.props
 	}
-	return e, nil
+	if n := e.Size(); n > MaxMessageSize {
+		return tooLarge(n)
+	}
+	return nil
 }
 
 func tooLarge(n int) *RouteError {
