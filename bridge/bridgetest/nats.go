@@ -1,0 +1,224 @@
+// Package bridgetest starts what a test of the bridge needs: a nats-server, an
+// embedded hub, an app. Everything ends with the test.
+package bridgetest
+
+import (
+	"context"
+	"io"
+	"net"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+)
+
+// NATS is a nats-server with JetStream on a port of 127.0.0.1 and a store in the
+// test's temporary directory.
+type NATS struct {
+	opts *server.Options
+	srv  *server.Server
+}
+
+// RunNATS starts a server. Each change may set credentials, TLS or anything else.
+func RunNATS(t testing.TB, changes ...func(*server.Options)) *NATS {
+	t.Helper()
+	n := &NATS{opts: &server.Options{
+		ServerName: "test", Host: "127.0.0.1", Port: server.RANDOM_PORT,
+		JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
+	}}
+	for _, change := range changes {
+		change(n.opts)
+	}
+	n.start(t)
+	t.Cleanup(n.Stop)
+	return n
+}
+
+func (n *NATS) start(t testing.TB) {
+	t.Helper()
+	srv, err := server.NewServer(n.opts.Clone())
+	require.NoError(t, err)
+	srv.Start()
+	require.True(t, srv.ReadyForConnections(10*time.Second), "nats-server does not accept connections")
+	n.opts.Port = srv.Addr().(*net.TCPAddr).Port // a restart keeps it
+	n.srv = srv
+}
+
+// Server is the running server.
+func (n *NATS) Server() *server.Server { return n.srv }
+
+// URL is the server's address, without credentials.
+func (n *NATS) URL() string { return "nats://" + n.Addr() }
+
+// Addr is the server's host:port.
+func (n *NATS) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(n.opts.Port)) }
+
+// Stop ends the server and waits for it. The store stays.
+func (n *NATS) Stop() {
+	n.srv.Shutdown()
+	n.srv.WaitForShutdown()
+}
+
+// Start starts it again on the same port and store.
+func (n *NATS) Start(t testing.TB) {
+	t.Helper()
+	n.start(t)
+}
+
+// Restart is Stop and Start.
+func (n *NATS) Restart(t testing.TB) {
+	t.Helper()
+	n.Stop()
+	n.Start(t)
+}
+
+// Conn connects with the options given; it is closed with the test.
+func (n *NATS) Conn(t testing.TB, opts ...nats.Option) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(n.URL(), append([]nats.Option{nats.MaxReconnects(-1), nats.ReconnectWait(50 * time.Millisecond)}, opts...)...)
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+// JetStream connects and returns its JetStream.
+func (n *NATS) JetStream(t testing.TB, opts ...nats.Option) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(n.Conn(t, opts...))
+	require.NoError(t, err)
+	return js
+}
+
+// CreateStream makes a stream with file storage.
+func (n *NATS) CreateStream(t testing.TB, name string, subjects ...string) jetstream.Stream {
+	t.Helper()
+	return n.CreateStreamFrom(t, jetstream.StreamConfig{Name: name, Subjects: subjects})
+}
+
+// CreateStreamFrom makes a stream.
+func (n *NATS) CreateStreamFrom(t testing.TB, cfg jetstream.StreamConfig) jetstream.Stream {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	s, err := n.JetStream(t).CreateStream(ctx, cfg)
+	require.NoError(t, err)
+	return s
+}
+
+// Link is a TCP relay in front of a server, to cut and to stall. Clients that
+// connect through it do not learn of the server behind it only as long as the
+// server does not advertise itself, which a single one does not.
+type Link struct {
+	listener net.Listener
+	target   string
+	wg       sync.WaitGroup
+
+	mu     sync.Mutex
+	refuse bool
+	pairs  map[*linkPair]struct{}
+	closed bool
+}
+
+type linkPair struct{ client, server net.Conn }
+
+// Link starts a relay in front of the server.
+func (n *NATS) Link(t testing.TB) *Link { return RunLink(t, n.Addr()) }
+
+// RunLink starts a relay to host:port.
+func RunLink(t testing.TB, target string) *Link {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	l := &Link{listener: ln, target: target, pairs: map[*linkPair]struct{}{}}
+	l.wg.Add(1)
+	go l.accept()
+	t.Cleanup(l.close)
+	return l
+}
+
+// URL is where clients connect to.
+func (l *Link) URL() string { return "nats://" + l.Addr() }
+
+// Addr is the relay's host:port.
+func (l *Link) Addr() string { return l.listener.Addr().String() }
+
+// Cut resets all connections, without a word in either direction. New ones are let through.
+func (l *Link) Cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for p := range l.pairs {
+		p.reset()
+	}
+}
+
+// Down cuts and refuses connections until Up.
+func (l *Link) Down() {
+	l.mu.Lock()
+	l.refuse = true
+	l.mu.Unlock()
+	l.Cut()
+}
+
+// Up lets connections through again.
+func (l *Link) Up() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refuse = false
+}
+
+func (l *Link) close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	_ = l.listener.Close()
+	l.Cut()
+	l.wg.Wait()
+}
+
+func (l *Link) accept() {
+	defer l.wg.Done()
+	for {
+		client, err := l.listener.Accept()
+		if err != nil {
+			return
+		}
+		l.wg.Go(func() { l.relay(client) })
+	}
+}
+
+func (l *Link) relay(client net.Conn) {
+	server, err := net.DialTimeout("tcp", l.target, 5*time.Second)
+	if err != nil {
+		_ = client.Close()
+		return
+	}
+	p := &linkPair{client, server}
+	l.mu.Lock()
+	if l.refuse || l.closed {
+		l.mu.Unlock()
+		p.reset()
+		return
+	}
+	l.pairs[p] = struct{}{}
+	l.mu.Unlock()
+	var wg sync.WaitGroup
+	wg.Go(func() { _, _ = io.Copy(server, client); p.reset() })
+	wg.Go(func() { _, _ = io.Copy(client, server); p.reset() })
+	wg.Wait()
+	l.mu.Lock()
+	delete(l.pairs, p)
+	l.mu.Unlock()
+}
+
+// reset closes both ends with RST, so that what is under way is lost as with a dead peer.
+func (p *linkPair) reset() {
+	for _, c := range []net.Conn{p.client, p.server} {
+		_ = c.(*net.TCPConn).SetLinger(0)
+		_ = c.Close()
+	}
+}

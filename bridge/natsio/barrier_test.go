@@ -1,0 +1,327 @@
+package natsio
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func at(seq, consumer uint64, pin string) arrival {
+	return arrival{pin: pin, consumer: consumer, seq: seq, stored: int64(seq), reply: "r"}
+}
+
+func seqs(hs []*held) (out []uint64) {
+	for _, h := range hs {
+		out = append(out, h.seq)
+	}
+	return out
+}
+
+func outcomeOf(b *barrier, a arrival, now time.Time) outcome {
+	_, o := b.arrive(a, now)
+	return o
+}
+
+const ackWait = 10 * time.Second
+
+var t0 = time.Unix(1_700_000_000, 0)
+
+func TestBarrierLetsNewMessagesThrough(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{})
+	for i := uint64(1); i <= 5; i++ {
+		require.Equal(t, emit, outcomeOf(b, at(i, i, "p"), t0))
+	}
+}
+
+func TestBarrierWaitsForThePendingOfADeadOwner(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	// The former owner got 1 to 4 and acked 1.
+	b.attach(position{deliveredConsumer: 4, deliveredStream: 4, ackFloorStream: 1, pending: 3})
+	_, ask := b.asking()
+	require.False(t, ask, "a standby does not ask all the time")
+	require.Equal(t, wait, outcomeOf(b, at(5, 5, "p"), t0))
+	require.Equal(t, wait, outcomeOf(b, at(6, 6, "p"), t0))
+	epoch, ask := b.asking()
+	require.True(t, ask)
+	require.Empty(t, b.answer(epoch, position{deliveredStream: 6, ackFloorStream: 1, pending: 5}))
+	for i, seq := range []uint64{3, 2, 4} {
+		require.Equal(t, wait, outcomeOf(b, at(seq, uint64(7+i), "p"), t0))
+	}
+	require.Equal(t, []uint64{2, 3, 4, 5, 6}, seqs(b.answer(epoch, position{deliveredStream: 6, ackFloorStream: 1, pending: 5})))
+	require.Equal(t, emit, outcomeOf(b, at(7, 10, "p"), t0))
+}
+
+// A standby joined long before the owner died: the numbers have no gap, only the pin is new.
+func TestBarrierStartsWithANewPin(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{deliveredConsumer: 4, deliveredStream: 4, pending: 4})
+	require.Equal(t, wait, outcomeOf(b, at(5, 5, "mine"), t0))
+	epoch, _ := b.asking()
+	require.Len(t, b.answer(epoch, position{deliveredStream: 5, ackFloorStream: 4, pending: 1}), 1)
+	require.Equal(t, wait, outcomeOf(b, at(6, 6, "mine again"), t0))
+}
+
+func TestBarrierStartsAtAGap(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{})
+	require.Equal(t, emit, outcomeOf(b, at(1, 1, "p"), t0))
+	require.Equal(t, wait, outcomeOf(b, at(3, 3, "p"), t0), "2 was lost on the way")
+	epoch, _ := b.asking()
+	require.Empty(t, b.answer(epoch, position{deliveredStream: 3, pending: 3}))
+	require.Equal(t, wait, outcomeOf(b, at(4, 4, "p"), t0))
+	require.Empty(t, b.answer(epoch, position{deliveredStream: 3, pending: 3}), "4 came after the server counted")
+	require.Equal(t, wait, outcomeOf(b, at(2, 5, "p"), t0))
+	require.Equal(t, []uint64{2, 3, 4}, seqs(b.answer(epoch, position{deliveredStream: 4, pending: 4})))
+}
+
+func TestBarrierStartsWhenNumbersGoBack(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{deliveredConsumer: 9, deliveredStream: 9})
+	require.Equal(t, emit, outcomeOf(b, at(10, 10, "p"), t0))
+	require.Equal(t, wait, outcomeOf(b, at(11, 1, "p"), t0))
+}
+
+func TestBarrierIgnoresAnOldAnswer(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{})
+	require.Equal(t, wait, outcomeOf(b, at(2, 2, "p"), t0))
+	old, _ := b.asking()
+	require.Equal(t, wait, outcomeOf(b, at(5, 5, "p"), t0)) // another gap
+	require.Empty(t, b.answer(old, position{deliveredStream: 2, pending: 1}))
+	require.True(t, b.on)
+}
+
+func TestBarrierRecognisesWhatItHoldsAndWhatIsSettled(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{})
+	h, _ := b.arrive(at(1, 1, "p"), t0)
+	a := at(1, 2, "p")
+	a.reply = "newer"
+	again1, what := b.arrive(a, t0)
+	require.Equal(t, repeat, what)
+	require.Same(t, h, again1)
+	require.Equal(t, "newer", h.reply)
+
+	require.True(t, b.settle(h))
+	require.False(t, b.settle(h))
+	_, what = b.arrive(at(1, 3, "p"), t0)
+	require.Equal(t, again, what)
+	anew := at(1, 4, "p")
+	anew.stored = 99 // the same number in a stream that was made anew
+	_, what = b.arrive(anew, t0)
+	require.Equal(t, emit, what)
+}
+
+func TestBarrierDoesNotSettleForAStreamThatIsGone(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{})
+	h, _ := b.arrive(at(1, 1, "p"), t0)
+	b.abandon(t0)
+	require.False(t, b.settle(h), "the same subject would ack another message")
+	require.Empty(t, b.held)
+}
+
+func TestBarrierGivesUpWaiting(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{})
+	require.Equal(t, wait, outcomeOf(b, at(3, 3, "p"), t0))
+	require.Equal(t, wait, outcomeOf(b, at(2, 4, "p"), t0))
+	_, lifted := b.expire(t0.Add(ackWait))
+	require.False(t, lifted)
+	out, lifted := b.expire(t0.Add(ackWait + 2*time.Second))
+	require.True(t, lifted)
+	require.Equal(t, []uint64{2, 3}, seqs(out))
+
+	b = newBarrier(realTiming(), 16)
+	b.attach(position{})
+	b.arrive(at(3, 3, "p"), t0)
+	epoch, _ := b.asking()
+	b.answer(epoch, position{deliveredStream: 3, pending: 3})
+	_, lifted = b.expire(t0.Add(ackWait + 2*time.Second))
+	require.False(t, lifted, "the server still counts something that we do not have")
+	_, lifted = b.expire(t0.Add(2*ackWait + 2*time.Second))
+	require.True(t, lifted)
+}
+
+// After a pause in which someone else may have been pinned, what we hold may be settled by them
+// and must not make up for what is missing.
+func TestBarrierCountsOnlyWhatIsOurs(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{})
+	for i := uint64(1); i <= 3; i++ {
+		b.arrive(at(i, i, "a"), t0)
+	}
+	// Someone else acked 1 and 3, got 4 and 5, and died.
+	later := t0.Add(time.Minute)
+	require.Equal(t, wait, outcomeOf(b, at(6, 9, "c"), later))
+	epoch, _ := b.asking()
+	pos := position{deliveredStream: 6, ackFloorStream: 1, pending: 4} // 2, 4, 5, 6
+	require.Empty(t, b.answer(epoch, pos))
+	require.Equal(t, []string{"r"}, b.progress(), "what may not be ours is not kept from its owner")
+	require.Equal(t, repeat, outcomeOf(b, at(2, 10, "c"), later))
+	require.Equal(t, wait, outcomeOf(b, at(4, 11, "c"), later))
+	require.Empty(t, b.answer(epoch, pos))
+	require.Equal(t, wait, outcomeOf(b, at(5, 12, "c"), later))
+	require.Equal(t, []uint64{4, 5, 6}, seqs(b.answer(epoch, pos)))
+}
+
+func TestBarrierResumesADeletedConsumer(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{deliveredStream: 40, deliveredConsumer: 40})
+	require.EqualValues(t, 41, b.resume())
+	b.attach(position{deliveredStream: 50, deliveredConsumer: 50, ackFloorStream: 44, pending: 2})
+	require.EqualValues(t, 45, b.resume(), "a standby: something is pending elsewhere")
+
+	b = newBarrier(realTiming(), 16)
+	b.attach(position{})
+	h, _ := b.arrive(at(7, 1, "p"), t0)
+	b.arrive(at(8, 2, "p"), t0)
+	require.EqualValues(t, 7, b.resume())
+	b.settle(h)
+	require.EqualValues(t, 8, b.resume())
+	b.arrive(at(12, 9, "p"), t0) // a gap: something below may be missing
+	require.EqualValues(t, 1, b.resume())
+}
+
+func TestSettledSetForgetsTheOldest(t *testing.T) {
+	s := newSettledSet(3)
+	for i := uint64(1); i <= 4; i++ {
+		s.add(i, int64(i))
+	}
+	require.False(t, s.has(1, 1))
+	for i := uint64(2); i <= 4; i++ {
+		require.True(t, s.has(i, int64(i)))
+		require.False(t, s.has(i, 99))
+	}
+	require.Len(t, s.at, 3)
+}
+
+// consumerModel is a JetStream consumer with pinned clients as the server runs it (consumer.go), without
+// time: a redelivery happens when the test says that an AckWait is over.
+type consumerModel struct {
+	last      uint64 // in the stream
+	next      uint64 // stream sequence to deliver next
+	delivered uint64 // Sequence.Consumer
+	pending   map[uint64]bool
+	redeliver []uint64
+	pin       string
+}
+
+func (m *consumerModel) deliver() (arrival, bool) {
+	var seq uint64
+	for len(m.redeliver) > 0 && seq == 0 {
+		seq, m.redeliver = m.redeliver[0], m.redeliver[1:]
+		if !m.pending[seq] {
+			seq = 0
+		}
+	}
+	if seq == 0 {
+		if m.next > m.last {
+			return arrival{}, false
+		}
+		seq = m.next
+		m.next++
+	}
+	m.delivered++
+	m.pending[seq] = true
+	return at(seq, m.delivered, m.pin), true
+}
+
+func (m *consumerModel) expire(seq uint64) {
+	if m.pending[seq] && !slices.Contains(m.redeliver, seq) {
+		m.redeliver = append(m.redeliver, seq)
+	}
+}
+
+func (m *consumerModel) position() position {
+	floor := m.next - 1
+	for seq := range m.pending {
+		floor = min(floor, seq-1)
+	}
+	return position{deliveredConsumer: m.delivered, deliveredStream: m.next - 1, ackFloorStream: floor, pending: len(m.pending)}
+}
+
+// Whatever is lost, acked late, redelivered or taken over: what comes out, repeats removed, is in stream
+// order and complete.
+func TestBarrierModel(t *testing.T) {
+	for seed := range uint64(1000) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		m := &consumerModel{last: 60, next: 1, pending: map[uint64]bool{}, pin: "p0"}
+		var seen []uint64
+		var out []*held
+		var acks []uint64 // on their way
+		now := t0
+		b := newBarrier(realTiming(), 256)
+		b.attach(m.position())
+		take := func(hs ...*held) {
+			for _, h := range hs {
+				out = append(out, h)
+				if !slices.Contains(seen, h.seq) {
+					seen = append(seen, h.seq)
+				}
+			}
+		}
+		feed := func(a arrival) {
+			h, what := b.arrive(a, now)
+			switch what {
+			case emit:
+				take(h)
+			case again:
+				acks = append(acks, h.seq)
+			}
+		}
+		lossy := true
+		for step := 0; step < 4000 && (len(seen) < 60 || len(m.pending) > 0); step++ {
+			lossy = step < 2000
+			switch p := r.IntN(100); {
+			case p < 45:
+				if a, ok := m.deliver(); ok && (!lossy || r.IntN(10) > 0) {
+					feed(a)
+				}
+			case p < 60: // settle something
+				if len(out) > 0 {
+					i := r.IntN(len(out))
+					if h := out[i]; b.settle(h) && (!lossy || r.IntN(10) > 0) {
+						acks = append(acks, h.seq)
+					}
+					out = slices.Delete(out, i, i+1)
+				}
+			case p < 70: // acks arrive
+				for _, seq := range acks {
+					delete(m.pending, seq)
+				}
+				acks = nil
+			case p < 80: // an AckWait is over of what nobody keeps alive
+				var keys []uint64
+				for seq := range m.pending {
+					if h := b.held[seq]; h == nil || !h.ours || r.IntN(20) == 0 {
+						keys = append(keys, seq)
+					}
+				}
+				slices.Sort(keys)
+				for _, seq := range keys {
+					m.expire(seq)
+				}
+			case p < 95:
+				if epoch, ok := b.asking(); ok {
+					take(b.answer(epoch, m.position())...)
+				}
+			case p < 97 && lossy: // the server restarts
+				m.pin += "'"
+				m.redeliver = nil
+			case p < 98 && lossy: // this owner crashes; another one starts
+				acks, out = nil, nil
+				now = now.Add(time.Minute)
+				b = newBarrier(realTiming(), 256)
+				b.attach(m.position())
+				m.pin += "+"
+			}
+		}
+		require.Len(t, seen, 60, "seed %d: all of them", seed)
+		require.True(t, slices.IsSorted(seen), "seed %d: %v", seed, seen)
+	}
+}

@@ -1,0 +1,548 @@
+package natsio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
+	"github.com/synadia-io/orbit.go/natscontext"
+)
+
+const (
+	dialTimeout  = 3 * time.Second
+	pingInterval = 10 * time.Second // two missed: the link is dead, although TCP may take minutes to notice
+	apiTimeout   = 5 * time.Second
+	firstWait    = 100 * time.Millisecond // back-off of everything that retries
+	longestWait  = 5 * time.Second
+	deniedFor    = time.Minute // how long a refused subject stays in Ready after its last refusal
+	deniedMax    = 64
+)
+
+// Options says where a NATS server is and how to log in. At most one kind of
+// credential is set; TLS and a client certificate go with any of them. Files
+// are read again at each reconnect, so that they can be replaced in place; only
+// the public half of an nkey is fixed at start.
+type Options struct {
+	// Name is how servers list the connection. Default downlink.
+	Name string
+	// URLs lists servers. Default nats://127.0.0.1:4222.
+	URLs []string
+	// Context names a context of the nats CLI (or is the absolute path of one), instead of all the rest.
+	Context string
+	// CredsFile is a .creds file: a user JWT and its seed.
+	CredsFile string
+	// NKeyFile holds an nkey seed.
+	NKeyFile string
+	// TokenFile holds a token.
+	TokenFile string
+	// User and PasswordFile go together.
+	User, PasswordFile string
+	// CAFile is a PEM bundle to trust instead of the system's.
+	CAFile string
+	// CertFile and KeyFile are the client's certificate, PEM.
+	CertFile, KeyFile string
+	// Logger takes the changes of state. Default: nothing is logged.
+	Logger *slog.Logger
+}
+
+// Conn is one connection that never gives up. Safe for concurrent use.
+type Conn struct {
+	nc      *nats.Conn
+	js      jetstream.JetStream
+	api     string // prefix of JetStream's API, with a dot at its end
+	log     *slog.Logger
+	servers string // for people, without credentials
+
+	mu        sync.Mutex
+	lastErr   error // why the latest attempt failed
+	fileErr   error // a credential's file that could not be read again
+	down      bool  // a streak of failed attempts has been logged
+	denied    map[string]time.Time
+	listeners map[chan struct{}]struct{}
+}
+
+// Connect starts a connection and returns it after one attempt at each server,
+// which takes at most three seconds a server; reconnecting goes on in the
+// background, for ever. It fails only for options or files that cannot work.
+func Connect(o Options) (*Conn, error) {
+	c := &Conn{log: o.logger(), denied: map[string]time.Time{}, listeners: map[chan struct{}]struct{}{}}
+	nc, settings, err := o.dial(c.file,
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		// Without this nats.go closes the connection for good once a server said "authorization
+		// violation" twice, and a credential that is being rotated ends the process.
+		nats.IgnoreAuthErrorAbort(),
+		nats.CustomReconnectDelay(reconnectDelay),
+		nats.ConnectHandler(func(*nats.Conn) { c.connected() }),
+		nats.ReconnectHandler(func(*nats.Conn) { c.connected() }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { c.disconnected(err) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { c.disconnected(err) }),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) { c.asyncError(sub, err) }),
+	)
+	if err != nil {
+		return nil, err
+	}
+	c.nc, c.servers = nc, settings.servers
+	c.js, c.api, err = settings.jetStream(nc)
+	if err != nil {
+		nc.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// NATS is the connection itself.
+func (c *Conn) NATS() *nats.Conn { return c.nc }
+
+// JetStream is the JetStream of the connection's account, or of its context's domain.
+func (c *Conn) JetStream() jetstream.JetStream { return c.js }
+
+// Ready is nil while the connection is up and usable. Otherwise it is one line:
+// the server, without credentials, and the cause.
+func (c *Conn) Ready() error {
+	if !c.nc.IsConnected() {
+		c.mu.Lock()
+		last, file := c.lastErr, c.fileErr
+		c.mu.Unlock()
+		if file != nil {
+			return file
+		}
+		if err := c.nc.LastError(); err != nil && !errors.Is(err, nats.ErrPermissionViolation) {
+			last = err
+		}
+		return connError(c.servers, last)
+	}
+	if v := c.nc.ConnectedServerVersion(); tooOld(v) {
+		return tooOldError(c.servers, v)
+	}
+	if what := c.deniedOf(func(op, subject string) bool { return op == "subscribe" || strings.HasPrefix(subject, "$JS.") }); what != "" {
+		return errors.New("missing NATS permission: " + what)
+	}
+	return nil
+}
+
+// Close sends what is buffered, waiting two seconds at most, and closes.
+func (c *Conn) Close() {
+	if c.nc.IsConnected() {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		_ = c.nc.FlushWithContext(ctx) // what does not get out comes again to the next owner
+	}
+	c.nc.Close()
+}
+
+// usable is Ready without permissions: whether a request has a chance at all.
+func (c *Conn) usable() error {
+	if c.nc.IsConnected() && !tooOld(c.nc.ConnectedServerVersion()) {
+		return nil
+	}
+	return c.Ready()
+}
+
+// notify returns a channel that gets a value at each (re)connect.
+func (c *Conn) notify() (_ <-chan struct{}, stop func()) {
+	ch := make(chan struct{}, 1)
+	c.mu.Lock()
+	c.listeners[ch] = struct{}{}
+	c.mu.Unlock()
+	return ch, func() {
+		c.mu.Lock()
+		delete(c.listeners, ch)
+		c.mu.Unlock()
+	}
+}
+
+// deniedOf names one recently refused operation that match wants, as
+// `publish to "x"`. Of several it is the first by name, so that the text is stable.
+func (c *Conn) deniedOf(match func(op, subject string) bool) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var found []string
+	for what, at := range c.denied {
+		if time.Since(at) > deniedFor {
+			delete(c.denied, what)
+			continue
+		}
+		if op, quoted, ok := strings.Cut(what, " to "); ok && match(op, strings.Trim(quoted, `"`)) {
+			found = append(found, what)
+		}
+	}
+	if len(found) == 0 {
+		return ""
+	}
+	return slices.Min(found)
+}
+
+func (c *Conn) connected() {
+	c.mu.Lock()
+	c.lastErr, c.fileErr, c.down = nil, nil, false
+	clear(c.denied) // a server disconnects a client whose permissions change
+	for ch := range c.listeners {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+	c.mu.Unlock()
+	c.log.Info("NATS connected", "server", redact(c.nc.ConnectedUrl()), "version", c.nc.ConnectedServerVersion())
+}
+
+func (c *Conn) disconnected(err error) {
+	if err == nil { // closed by us
+		return
+	}
+	c.mu.Lock()
+	c.lastErr = err
+	first := !c.down
+	c.down = true
+	c.mu.Unlock()
+	if first {
+		c.log.Warn("NATS connection lost or not yet there, trying again", "err", connError(c.servers, err))
+	}
+}
+
+func (c *Conn) asyncError(sub *nats.Subscription, err error) {
+	switch {
+	case errors.Is(err, nats.ErrPermissionViolation):
+		what := deniedOperation(err)
+		c.mu.Lock()
+		_, known := c.denied[what]
+		if len(c.denied) < deniedMax || known {
+			c.denied[what] = time.Now()
+		}
+		c.mu.Unlock()
+		if !known {
+			c.log.Error("missing NATS permission", "err", what)
+		}
+	case errors.Is(err, nats.ErrSlowConsumer):
+		c.log.Debug("NATS subscription is full", "subject", sub.Subject) // its owner counts and warns
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked), errors.Is(err, nats.ErrAccountAuthExpired):
+		c.disconnected(err)
+	default:
+		c.log.Warn("NATS reported an error", "err", err)
+	}
+}
+
+// file records that a credential's file could not be read, which the server
+// only sees as a wrong credential.
+func (c *Conn) file(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fileErr = err
+}
+
+// deniedOperation is `publish to "x"` or `subscribe to "x"`, from the server's text
+// `Permissions Violation for Publish to "x"`.
+func deniedOperation(err error) string {
+	text := err.Error()
+	op := "publish"
+	if strings.Contains(text, "for Subscription to") {
+		op = "subscribe"
+	}
+	_, rest, ok := strings.Cut(text, `"`)
+	if !ok {
+		return op + ` to "?"`
+	}
+	subject, _, _ := strings.Cut(rest, `"`)
+	return op + ` to "` + subject + `"`
+}
+
+// dialSettings is what dialing tells of the server.
+type dialSettings struct {
+	servers           string // for people
+	domain, apiPrefix string // of a context
+}
+
+// jetStream is the JetStream to use, and the prefix of its API with a dot at its end.
+func (s dialSettings) jetStream(nc *nats.Conn) (js jetstream.JetStream, api string, err error) {
+	switch {
+	case s.domain != "":
+		api = "$JS." + s.domain + ".API."
+		js, err = jetstream.NewWithDomain(nc, s.domain)
+	case s.apiPrefix != "":
+		api = strings.TrimSuffix(s.apiPrefix, ".") + "."
+		js, err = jetstream.NewWithAPIPrefix(nc, s.apiPrefix)
+	default:
+		api = jetstream.DefaultAPIPrefix
+		js, err = jetstream.New(nc)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("nats: %w", err)
+	}
+	return js, api, nil
+}
+
+// dial is nats.Connect with everything that Options says, and extra after it.
+func (o Options) dial(fileErr func(error), extra ...nats.Option) (*nats.Conn, dialSettings, error) {
+	opts := append([]nats.Option{
+		nats.Name(o.name()),
+		nats.Timeout(dialTimeout),
+		nats.PingInterval(pingInterval),
+		nats.MaxPingsOutstanding(2),
+	}, extra...)
+	if o.Context != "" {
+		return o.dialContext(opts)
+	}
+	urls := o.URLs
+	if len(urls) == 0 {
+		urls = []string{nats.DefaultURL}
+	}
+	shown := make([]string, len(urls))
+	for i, u := range urls {
+		if shown[i] = redact(u); shown[i] == "" {
+			// The text itself may hold a password.
+			return nil, dialSettings{}, fmt.Errorf("nats url %d: not a URL such as nats://127.0.0.1:4222", i+1)
+		}
+	}
+	settings := dialSettings{servers: strings.Join(shown, ", ")}
+	auth, err := o.credentials(fileErr)
+	if err != nil {
+		return nil, settings, err
+	}
+	nc, err := nats.Connect(strings.Join(urls, ","), append(opts, auth...)...)
+	if err != nil {
+		return nil, settings, connError(settings.servers, err)
+	}
+	return nc, settings, nil
+}
+
+func (o Options) dialContext(opts []nats.Option) (*nats.Conn, dialSettings, error) {
+	if len(o.URLs) > 0 || o.CredsFile+o.NKeyFile+o.TokenFile+o.User+o.PasswordFile+o.CAFile+o.CertFile+o.KeyFile != "" {
+		return nil, dialSettings{}, fmt.Errorf("nats context %q: leave out url, credentials and tls, the context has them", o.Context)
+	}
+	nc, s, err := natscontext.Connect(o.Context, opts...)
+	settings := dialSettings{servers: "context " + o.Context, domain: s.JSDomain, apiPrefix: s.JSAPIPrefix}
+	if err != nil {
+		return nil, settings, fmt.Errorf("nats context %q: %w", o.Context, cause(err))
+	}
+	var shown []string
+	for _, u := range strings.Split(s.URL, ",") {
+		if r := redact(strings.TrimSpace(u)); r != "" {
+			shown = append(shown, r)
+		}
+	}
+	if len(shown) > 0 {
+		settings.servers = strings.Join(shown, ", ")
+	}
+	return nc, settings, nil
+}
+
+// credentials turns the files into options, after reading each once, since a file
+// that is missing at start is a mistake in the configuration.
+func (o Options) credentials(fileErr func(error)) ([]nats.Option, error) {
+	var opts []nats.Option
+	var kinds []string
+	if o.CredsFile != "" {
+		kinds = append(kinds, "creds_file")
+		b, err := os.ReadFile(o.CredsFile)
+		if err == nil {
+			if _, err = nkeys.ParseDecoratedJWT(b); err == nil {
+				_, err = nkeys.ParseDecoratedUserNKey(b)
+			}
+		}
+		if err != nil {
+			return nil, fileError("creds_file", o.CredsFile, err)
+		}
+		opts = append(opts, nats.UserCredentials(o.CredsFile))
+	}
+	if o.NKeyFile != "" {
+		kinds = append(kinds, "nkey_file")
+		opt, err := nats.NkeyOptionFromSeed(o.NKeyFile)
+		if err != nil {
+			return nil, fileError("nkey_file", o.NKeyFile, err)
+		}
+		opts = append(opts, opt)
+	}
+	if o.TokenFile != "" {
+		kinds = append(kinds, "token_file")
+		read := secretFile("token_file", o.TokenFile)
+		if _, err := read(); err != nil {
+			return nil, err
+		}
+		opts = append(opts, nats.TokenHandler(func() string {
+			s, err := read()
+			fileErr(err)
+			return s
+		}))
+	}
+	if o.User != "" || o.PasswordFile != "" {
+		kinds = append(kinds, "user")
+		if o.User == "" || o.PasswordFile == "" {
+			return nil, errors.New("nats: user and password_file go together")
+		}
+		read := secretFile("password_file", o.PasswordFile)
+		if _, err := read(); err != nil {
+			return nil, err
+		}
+		opts = append(opts, nats.UserInfoHandler(func() (string, string) {
+			s, err := read()
+			fileErr(err)
+			return o.User, s
+		}))
+	}
+	if len(kinds) > 1 {
+		return nil, fmt.Errorf("nats: %s: only one kind of credential at a time", strings.Join(kinds, " and "))
+	}
+	if o.CAFile != "" {
+		opts = append(opts, nats.RootCAs(o.CAFile))
+	}
+	if (o.CertFile == "") != (o.KeyFile == "") {
+		return nil, errors.New("nats: tls cert_file and key_file go together")
+	}
+	if o.CertFile != "" {
+		opts = append(opts, nats.ClientCert(o.CertFile, o.KeyFile))
+	}
+	return opts, nil
+}
+
+func (o Options) name() string {
+	if o.Name == "" {
+		return "downlink"
+	}
+	return o.Name
+}
+
+func (o Options) logger() *slog.Logger { return logger(o.Logger) }
+
+func logger(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l.With("component", "nats")
+}
+
+// secretFile reads a one-line secret, without the line's end that editors add.
+func secretFile(option, path string) func() (string, error) {
+	return func() (string, error) {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return "", fileError(option, path, err)
+		}
+		s := strings.TrimRight(string(b), "\r\n")
+		if s == "" {
+			return "", fileError(option, path, errors.New("the file is empty"))
+		}
+		return s, nil
+	}
+}
+
+func fileError(option, path string, err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	return fmt.Errorf("nats %s %s: %w", option, path, err)
+}
+
+// connError is "SERVERS: cause" in one line.
+func connError(servers string, err error) error {
+	if err == nil {
+		return errors.New(servers + ": connecting")
+	}
+	return fmt.Errorf("%s: %w", servers, cause(err))
+}
+
+// cause is what a person must know of a failed connection: "connection refused",
+// not the layers around it.
+func cause(err error) error {
+	var errno syscall.Errno
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &errno):
+		return errno
+	case errors.As(err, &dns):
+		return fmt.Errorf("lookup %s: %s", dns.Name, dns.Err)
+	case errors.Is(err, nats.ErrNoServers):
+		// The first attempt's error is hidden when a server refuses the connection.
+		return syscall.ECONNREFUSED
+	case errors.Is(err, nats.ErrAuthorization):
+		return authError{err}
+	}
+	return oneLine{err}
+}
+
+// authError words every refused login alike: nats.go gives "nats: Authorization Violation".
+type authError struct{ err error }
+
+func (authError) Error() string   { return "authorization violation" }
+func (e authError) Unwrap() error { return e.err }
+
+// oneLine keeps an error's text on one line, without nats.go's prefix.
+type oneLine struct{ err error }
+
+func (e oneLine) Error() string {
+	return strings.TrimPrefix(strings.Join(strings.Fields(e.err.Error()), " "), "nats: ")
+}
+func (e oneLine) Unwrap() error { return e.err }
+
+// redact is the URL's scheme and host. Empty: not a server's URL.
+func redact(s string) string {
+	if s != "" && !strings.Contains(s, "://") {
+		s = "nats://" + s
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" {
+		return ""
+	}
+	return u.Scheme + "://" + u.Host
+}
+
+// tooOld reports a server before 2.11, the first one with pinned clients. A version that
+// is not understood passes: proxies and forks have their own.
+func tooOld(version string) bool {
+	major, rest, ok := strings.Cut(version, ".")
+	if !ok {
+		return false
+	}
+	minor, _, _ := strings.Cut(rest, ".")
+	a, err1 := strconv.Atoi(major)
+	b, err2 := strconv.Atoi(minor)
+	return err1 == nil && err2 == nil && (a < 2 || a == 2 && b < 11)
+}
+
+func tooOldError(servers, version string) error {
+	return fmt.Errorf("%s: nats-server %s is too old: Downlink needs 2.11 or newer", servers, version)
+}
+
+// newBackOff is the pause between tries of everything in this package.
+func newBackOff() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.Multiplier = firstWait, longestWait, 2
+	return b
+}
+
+// reconnectDelay is the same back-off for nats.go, which counts the attempts itself.
+func reconnectDelay(attempts int) time.Duration {
+	b := newBackOff()
+	d := b.NextBackOff()
+	for range min(attempts, 8) - 1 {
+		d = b.NextBackOff()
+	}
+	return d
+}
+
+// sleep waits unless ctx ends first.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

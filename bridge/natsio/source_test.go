@@ -1,0 +1,539 @@
+package natsio
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+
+	"downlink/bridge"
+	"downlink/bridge/bridgetest"
+)
+
+// quick is realTiming five times as fast.
+func quick() timing {
+	return timing{
+		ackWait: 2 * time.Second, progress: 500 * time.Millisecond, pinnedTTL: 2 * time.Second,
+		expires: time.Second, heartbeat: 300 * time.Millisecond, silence: time.Second,
+		ask: 50 * time.Millisecond, refresh: time.Second,
+	}
+}
+
+func testLog(t testing.TB) *slog.Logger {
+	if os.Getenv("DOWNLINK_TEST_LOG") == "" {
+		return nil
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("test", t.Name())
+}
+
+func connect(t testing.TB, o Options) *Conn {
+	t.Helper()
+	o.Logger = testLog(t)
+	c, err := Connect(o)
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	return c
+}
+
+func connectTo(t testing.TB, url string) *Conn { return connect(t, Options{URLs: []string{url}}) }
+
+// owner is one process that consumes.
+type owner struct {
+	t      testing.TB
+	conn   *Conn
+	source *JetStreamSource
+	cancel context.CancelFunc
+	done   chan struct{}
+	once   sync.Once
+}
+
+func runOwner(t testing.TB, url string, change func(*SourceOptions)) *owner {
+	t.Helper()
+	o := SourceOptions{Conn: connectTo(t, url), Stream: "S", Consumer: "downlink-test", Filters: []string{"cmd.>"}, Routes: []string{"commands"}, Start: "all", Logger: testLog(t)}
+	if change != nil {
+		change(&o)
+	}
+	s, err := NewJetStreamSource(o)
+	require.NoError(t, err)
+	s.time = quick()
+	s.barrier = newBarrier(s.time, 2*s.o.MaxAckPending)
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &owner{t: t, conn: o.Conn, source: s, cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(w.done)
+		_ = s.Run(ctx)
+	}()
+	t.Cleanup(w.stop)
+	return w
+}
+
+func (w *owner) stop() {
+	w.once.Do(func() {
+		w.cancel()
+		<-w.done
+	})
+}
+
+// crash ends the owner without a word to the server.
+func (w *owner) crash(l *bridgetest.Link) {
+	l.Down()
+	w.stop()
+	w.conn.nc.Close()
+}
+
+func (w *owner) next(timeout time.Duration) bridge.Delivery {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	d, err := w.source.Receive(ctx)
+	require.NoError(w.t, err, "no message; ready: %v", w.source.Ready())
+	return d
+}
+
+func (w *owner) none(d time.Duration) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	got, err := w.source.Receive(ctx)
+	if err == nil {
+		require.Fail(w.t, "a message came", "seq %d", got.Message().Sequence)
+	}
+}
+
+func (w *owner) ready() {
+	w.t.Helper()
+	require.Eventually(w.t, func() bool { return w.source.Ready() == nil }, 10*time.Second, 10*time.Millisecond, "%v", w.source.Ready())
+}
+
+func publish(t testing.TB, js jetstream.JetStream, from, to int) {
+	t.Helper()
+	for i := from; i <= to; i++ {
+		_, err := js.Publish(t.Context(), "cmd.d"+strconv.Itoa(i%7), []byte(strconv.Itoa(i)))
+		require.NoError(t, err)
+	}
+}
+
+func pendingOf(t testing.TB, js jetstream.JetStream) *jetstream.ConsumerInfo {
+	t.Helper()
+	c, err := js.Consumer(t.Context(), "S", "downlink-test")
+	require.NoError(t, err)
+	return c.CachedInfo()
+}
+
+func TestSourceDelivers(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	js := n.JetStream(t)
+	w := runOwner(t, n.URL(), nil)
+	w.ready()
+	m := nats.NewMsg("cmd.d1")
+	m.Data = []byte("x")
+	m.Header["x-Key"] = []string{"a", "b"}
+	m.Header.Set("Nats-Pin-Id", "spoofed")
+	_, err := js.PublishMsg(t.Context(), m)
+	require.NoError(t, err)
+	// No payload and a header that looks like the server's word.
+	m = nats.NewMsg("cmd.d2")
+	m.Header.Set("Status", "409")
+	m.Header.Set("Description", "Consumer Deleted")
+	_, err = js.PublishMsg(t.Context(), m)
+	require.NoError(t, err)
+
+	d := w.next(5 * time.Second)
+	in := d.Message()
+	require.Equal(t, "cmd.d1", in.Subject)
+	require.Equal(t, "x", string(in.Payload))
+	require.Equal(t, map[string][]string{"x-Key": {"a", "b"}, "Nats-Pin-Id": {"spoofed"}}, in.Header)
+	require.Equal(t, "S", in.Stream)
+	require.EqualValues(t, 1, in.Sequence)
+	require.WithinDuration(t, time.Now(), in.Time, time.Minute)
+	require.NoError(t, d.Ack(t.Context()))
+	require.NoError(t, d.Ack(t.Context()), "settled already")
+
+	d = w.next(5 * time.Second)
+	require.Equal(t, "409", d.Message().Header["Status"][0])
+	require.NoError(t, d.Term(t.Context(), "device-not-found\r\nx"))
+	require.Eventually(t, func() bool { return pendingOf(t, js).NumAckPending == 0 }, 5*time.Second, 10*time.Millisecond)
+	require.Equal(t, "S", w.source.Name())
+	publish(t, js, 1, 1)
+	require.Nil(t, w.next(5*time.Second).Message().Header, "only the pin was in it")
+}
+
+// What is held is neither redelivered nor let out twice, however long it takes.
+func TestSourceKeepsWhatItHolds(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	js := n.JetStream(t)
+	w := runOwner(t, n.URL(), nil)
+	publish(t, js, 1, 3)
+	for range 3 {
+		w.next(5 * time.Second)
+	}
+	w.none(2*quick().ackWait + time.Second)
+	require.Zero(t, pendingOf(t, js).NumRedelivered)
+}
+
+func TestSourceRecognisesRedeliveries(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	js := n.JetStream(t)
+	w := runOwner(t, n.URL(), nil)
+	publish(t, js, 1, 2)
+	first, second := w.next(5*time.Second), w.next(5*time.Second)
+	// As if the progress acks had been lost.
+	require.NoError(t, w.conn.nc.Publish(first.(*delivery).held.reply, []byte("-NAK")))
+	w.none(time.Second)
+	require.NotZero(t, pendingOf(t, js).NumRedelivered)
+	publish(t, js, 3, 3)
+	third := w.next(5 * time.Second)
+	require.EqualValues(t, 3, third.Message().Sequence)
+	for _, d := range []bridge.Delivery{third, first, second} {
+		require.NoError(t, d.Ack(t.Context()))
+	}
+	require.Eventually(t, func() bool { return pendingOf(t, js).NumAckPending == 0 }, 5*time.Second, 10*time.Millisecond)
+}
+
+// The owner dies with unacked messages; newer ones wait in the stream and more are published.
+func TestSourceTakesOverInOrder(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	js := n.JetStream(t)
+	link := n.Link(t)
+	w := runOwner(t, link.URL(), nil)
+	publish(t, js, 1, 300)
+	for i := range 200 {
+		d := w.next(5 * time.Second)
+		if i%3 == 0 {
+			require.NoError(t, d.Ack(t.Context()))
+		}
+	}
+	require.Eventually(t, func() bool { return pendingOf(t, js).AckFloor.Stream > 0 }, 5*time.Second, 10*time.Millisecond)
+	w.crash(link)
+	publish(t, js, 301, 400)
+	left := pendingOf(t, js).NumAckPending
+	require.Greater(t, left, 100)
+
+	w = runOwner(t, n.URL(), nil)
+	var got []uint64
+	for len(got) < left || got[len(got)-1] < 400 {
+		d := w.next(20 * time.Second)
+		got = append(got, d.Message().Sequence)
+		require.NoError(t, d.Ack(t.Context()))
+	}
+	require.True(t, slices.IsSorted(got), "%v", got)
+	require.Eventually(t, func() bool { ci := pendingOf(t, js); return ci.NumAckPending == 0 && ci.NumPending == 0 }, 10*time.Second, 10*time.Millisecond)
+	require.NotZero(t, left)
+}
+
+// Two owners: one gets all; the other takes over when it dies.
+func TestSourceStandby(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	js := n.JetStream(t)
+	link := n.Link(t)
+	a := runOwner(t, link.URL(), nil)
+	a.ready()
+	publish(t, js, 1, 20)
+	for range 20 {
+		a.next(5 * time.Second)
+	}
+	b := runOwner(t, n.URL(), nil)
+	b.ready()
+	publish(t, js, 21, 40)
+	for range 20 {
+		a.next(5 * time.Second)
+	}
+	b.none(2 * quick().ackWait)
+	a.crash(link)
+	publish(t, js, 41, 60)
+	start := time.Now()
+	for i := range 60 {
+		d := b.next(20 * time.Second)
+		require.EqualValues(t, i+1, d.Message().Sequence)
+		require.NoError(t, d.Ack(t.Context()))
+	}
+	require.Less(t, time.Since(start), 3*quick().ackWait+2*time.Second)
+}
+
+// An owner that is drained lets go of what it did not hand out at once; a second one goes on in order.
+func TestSourceDrain(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	js := n.JetStream(t)
+	a := runOwner(t, n.URL(), nil)
+	publish(t, js, 1, 50)
+	inHand := []bridge.Delivery{a.next(5 * time.Second), a.next(5 * time.Second)}
+	b := runOwner(t, n.URL(), nil)
+	a.source.Drain()
+	a.none(200 * time.Millisecond)
+	publish(t, js, 51, 60)
+	require.NoError(t, inHand[1].Ack(t.Context()))
+	// The first one is kept alive until it is done with, however late.
+	b.none(2*quick().ackWait - 500*time.Millisecond)
+	require.NoError(t, inHand[0].Ack(t.Context()))
+	a.stop()
+	for i := 3; i <= 60; i++ {
+		d := b.next(20 * time.Second)
+		require.EqualValues(t, i, d.Message().Sequence)
+		require.NoError(t, d.Ack(t.Context()))
+	}
+}
+
+// checkRun receives until want messages were seen, settles them at random, and checks that
+// without repeats the order is that of the stream.
+func checkRun(t *testing.T, w *owner, want int, limit time.Duration, ctx context.Context) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	r := rand.New(rand.NewPCG(1, 2))
+	seen := map[uint64]bool{}
+	var last uint64
+	var open []bridge.Delivery
+	for len(seen) < want {
+		d, err := w.source.Receive(ctx)
+		require.NoError(t, err, "%d of %d; ready: %v", len(seen), want, w.source.Ready())
+		seq := d.Message().Sequence
+		if !seen[seq] {
+			require.Greater(t, seq, last, "out of order")
+			last = seq
+		}
+		seen[seq] = true
+		open = append(open, d)
+		for len(open) > 0 && (r.IntN(2) == 0 || len(open) > 300) {
+			i := r.IntN(len(open))
+			require.NoError(t, open[i].Ack(ctx))
+			open = slices.Delete(open, i, i+1)
+		}
+	}
+	for _, d := range open {
+		require.NoError(t, d.Ack(ctx))
+	}
+}
+
+func TestSourceThroughServerRestarts(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	const total = 6000
+	w := runOwner(t, n.URL(), nil)
+	faults(t, n, total, func() { n.Restart(t) })
+	checkRun(t, w, total, time.Minute, t.Context())
+	js := n.JetStream(t)
+	require.Eventually(t, func() bool { return pendingOf(t, js).NumAckPending == 0 }, 10*time.Second, 50*time.Millisecond)
+}
+
+func TestSourceThroughCuts(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	const total = 6000
+	link := n.Link(t)
+	w := runOwner(t, link.URL(), nil)
+	faults(t, n, total, link.Cut)
+	checkRun(t, w, total, time.Minute, t.Context())
+	js := n.JetStream(t)
+	require.Eventually(t, func() bool { return pendingOf(t, js).NumAckPending == 0 }, 10*time.Second, 50*time.Millisecond)
+}
+
+// faults publishes total messages in the background, in order and each exactly once, and lets the fault
+// happen four times meanwhile.
+func faults(t *testing.T, n *bridgetest.NATS, total int, fault func()) {
+	var published atomic.Int64
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	js := n.JetStream(t)
+	wg.Go(func() {
+		for i := 1; i <= total && ctx.Err() == nil; {
+			pctx, cancel := context.WithTimeout(ctx, time.Second)
+			_, err := js.Publish(pctx, fmt.Sprintf("cmd.d%d", i%7), []byte(strconv.Itoa(i)), jetstream.WithMsgID(strconv.Itoa(i)))
+			cancel()
+			if err == nil {
+				published.Store(int64(i))
+				i++
+			}
+		}
+	})
+	wg.Go(func() {
+		for k := int64(1); k <= 4; k++ {
+			for published.Load() < k*int64(total)/5 {
+				if sleep(ctx, 5*time.Millisecond) != nil {
+					return
+				}
+			}
+			fault()
+		}
+	})
+}
+
+func TestSourceConsumerDeleted(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	js := n.JetStream(t)
+	w := runOwner(t, n.URL(), func(o *SourceOptions) { o.Start = "new" })
+	w.ready()
+	publish(t, js, 1, 10)
+	var open []bridge.Delivery
+	for range 10 {
+		open = append(open, w.next(5*time.Second))
+	}
+	require.NoError(t, open[0].Ack(t.Context()))
+	require.Eventually(t, func() bool { return pendingOf(t, js).NumAckPending == 9 }, 5*time.Second, 10*time.Millisecond)
+	require.NoError(t, js.DeleteConsumer(t.Context(), "S", "downlink-test"))
+	publish(t, js, 11, 20)
+	for i := 11; i <= 20; i++ {
+		d := w.next(20 * time.Second)
+		require.EqualValues(t, i, d.Message().Sequence)
+		open = append(open, d)
+	}
+	for _, d := range open {
+		require.NoError(t, d.Ack(t.Context()))
+	}
+	require.Eventually(t, func() bool { ci := pendingOf(t, js); return ci.NumAckPending == 0 && ci.NumPending == 0 }, 10*time.Second, 10*time.Millisecond)
+	w.ready()
+}
+
+// The stream is deleted and made again: numbers start at 1, and an ack for an old 1 must not reach the new one.
+func TestSourceStreamMadeAnew(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	js := n.JetStream(t)
+	w := runOwner(t, n.URL(), func(o *SourceOptions) { o.Start = "new" })
+	w.ready()
+	publish(t, js, 1, 3)
+	var old []bridge.Delivery
+	for range 3 {
+		old = append(old, w.next(5*time.Second))
+	}
+	require.NoError(t, js.DeleteStream(t.Context(), "S"))
+	require.Eventually(t, func() bool { return w.source.Ready() != nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool {
+		err := w.source.Ready()
+		return err != nil && err.Error() == "stream S does not exist: `nats stream add S --subjects 'cmd.>'` or set create: true on route commands"
+	}, 10*time.Second, 10*time.Millisecond)
+	require.NoError(t, old[0].Ack(t.Context()))
+	n.CreateStream(t, "S", "cmd.>")
+	publish(t, js, 101, 103)
+	var got []bridge.Delivery
+	for i := range 3 {
+		d := w.next(20 * time.Second)
+		require.Equal(t, strconv.Itoa(101+i), string(d.Message().Payload))
+		got = append(got, d)
+	}
+	for _, d := range old {
+		require.NoError(t, d.Ack(t.Context()))
+	}
+	require.Never(t, func() bool { return pendingOf(t, js).NumAckPending != 3 }, 500*time.Millisecond, 50*time.Millisecond)
+	for _, d := range got {
+		require.NoError(t, d.Ack(t.Context()))
+	}
+	require.Eventually(t, func() bool { return pendingOf(t, js).NumAckPending == 0 }, 10*time.Second, 10*time.Millisecond)
+}
+
+func TestSourceMissingStreamIsCreated(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	js := n.JetStream(t)
+	w := runOwner(t, n.URL(), func(o *SourceOptions) { o.Create, o.Start = true, "" })
+	w.ready()
+	publish(t, js, 1, 1)
+	require.EqualValues(t, 1, w.next(5*time.Second).Message().Sequence)
+}
+
+func TestSourceStart(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	js := n.JetStream(t)
+	publish(t, js, 1, 5)
+	w := runOwner(t, n.URL(), func(o *SourceOptions) { o.Start = "new" })
+	w.ready()
+	publish(t, js, 6, 6)
+	d := w.next(5 * time.Second)
+	require.EqualValues(t, 6, d.Message().Sequence)
+	require.NoError(t, d.Ack(t.Context()))
+	require.Eventually(t, func() bool { return pendingOf(t, js).NumAckPending == 0 }, 5*time.Second, 10*time.Millisecond)
+	w.stop()
+	// An existing durable keeps its place, whatever start says, and takes new filters.
+	publish(t, js, 7, 7)
+	w = runOwner(t, n.URL(), func(o *SourceOptions) { o.Start, o.Filters = "all", []string{"cmd.d0", "cmd.d1"} })
+	w.ready()
+	require.EqualValues(t, 7, w.next(5*time.Second).Message().Sequence, "cmd.d0")
+	require.ElementsMatch(t, []string{"cmd.d0", "cmd.d1"}, pendingOf(t, js).Config.FilterSubjects)
+
+	w = runOwner(t, n.URL(), func(o *SourceOptions) { o.Start, o.Consumer = time.Now().Add(-time.Hour).Format(time.RFC3339), "other" })
+	require.EqualValues(t, 1, w.next(5*time.Second).Message().Sequence)
+}
+
+func TestSourceWorkQueueStartsAtAll(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "S", Subjects: []string{"cmd.>"}, Retention: jetstream.WorkQueuePolicy})
+	js := n.JetStream(t)
+	publish(t, js, 1, 2)
+	w := runOwner(t, n.URL(), func(o *SourceOptions) { o.Start = "new" })
+	for i := range 2 {
+		d := w.next(5 * time.Second)
+		require.EqualValues(t, i+1, d.Message().Sequence)
+		require.NoError(t, d.Ack(t.Context()))
+	}
+	s, err := js.Stream(t.Context(), "S")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		i, err := s.Info(t.Context())
+		return err == nil && i.State.Msgs == 0
+	}, 5*time.Second, 10*time.Millisecond)
+}
+
+// Messages that are deleted while a dead owner holds them do not hold the next one up.
+func TestSourcePurgedPending(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	stream := n.CreateStream(t, "S", "cmd.>")
+	js := n.JetStream(t)
+	link := n.Link(t)
+	w := runOwner(t, link.URL(), nil)
+	publish(t, js, 1, 5)
+	for range 5 {
+		w.next(5 * time.Second)
+	}
+	w.crash(link)
+	require.NoError(t, stream.DeleteMsg(t.Context(), 2))
+	require.NoError(t, stream.DeleteMsg(t.Context(), 4))
+	publish(t, js, 6, 6)
+	w = runOwner(t, n.URL(), nil)
+	for _, want := range []uint64{1, 3, 5, 6} {
+		require.EqualValues(t, want, w.next(20*time.Second).Message().Sequence)
+	}
+}
+
+func TestSourceBoundsWhatItHolds(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	js := n.JetStream(t)
+	w := runOwner(t, n.URL(), func(o *SourceOptions) { o.MaxAckPending = 10 })
+	publish(t, js, 1, 30)
+	var open []bridge.Delivery
+	for range 10 {
+		open = append(open, w.next(5*time.Second))
+	}
+	w.none(quick().pinnedTTL + time.Second)
+	require.NoError(t, open[4].Ack(t.Context()))
+	require.EqualValues(t, 11, w.next(5*time.Second).Message().Sequence)
+}
+
+func TestSourceOptions(t *testing.T) {
+	for _, o := range []SourceOptions{
+		{Stream: "", Consumer: "c"}, {Stream: "a.b", Consumer: "c"}, {Stream: "S", Consumer: "a b"}, {Stream: "S", Consumer: ""},
+		{Stream: "S", Consumer: "c", Start: "yesterday"},
+	} {
+		_, err := NewJetStreamSource(o)
+		require.Error(t, err)
+		require.NotContains(t, err.Error(), "\n")
+	}
+}
