@@ -59,7 +59,7 @@ func readProperties(m *c2d.Message, b []byte) error {
 		m.Properties = make([]c2d.Property, 0, n)
 	}
 	for f.More() {
-		name := d.String()
+		name := d.Text()
 		f.More()
 		v := d.Value()
 		if d.Err() != nil {

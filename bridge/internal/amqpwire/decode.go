@@ -221,8 +221,8 @@ func (d *Decoder) Binary() []byte {
 	return nil
 }
 
-// String reads a string.
-func (d *Decoder) String() string {
+// Text reads a string.
+func (d *Decoder) Text() string {
 	switch c := d.u8(); c {
 	case codeString8:
 		return d.utf8(int(d.u8()))

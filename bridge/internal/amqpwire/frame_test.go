@@ -216,15 +216,15 @@ func TestFrameReader(t *testing.T) {
 
 func TestFrameReaderManySizes(t *testing.T) {
 	var stream []byte
-	for n := range 3000 {
-		stream = AppendFrame(stream, uint16(n), nil, bytes.Repeat([]byte{byte(n)}, n*37%60000))
+	for n := range 500 {
+		stream = AppendFrame(stream, uint16(n), nil, bytes.Repeat([]byte{byte(n)}, n*370%60000))
 	}
 	r := NewFrameReader(iotest.HalfReader(bytes.NewReader(stream)), 65536)
-	for n := range 3000 {
+	for n := range 500 {
 		fr, err := r.Next()
 		require.NoError(t, err)
 		require.EqualValues(t, n, fr.Channel)
-		require.Len(t, fr.Body, n*37%60000)
+		require.Len(t, fr.Body, n*370%60000)
 		if len(fr.Body) > 0 {
 			require.Equal(t, byte(n), fr.Body[len(fr.Body)-1])
 		}

@@ -157,13 +157,13 @@ func (p *Properties) Decode(b []byte) error {
 		p.UserID = d.Binary()
 	}
 	if f.Next() {
-		p.To = d.String()
+		p.To = d.Text()
 	}
 	if f.Next() {
-		p.Subject = d.String()
+		p.Subject = d.Text()
 	}
 	if f.Next() {
-		p.ReplyTo = d.String()
+		p.ReplyTo = d.Text()
 	}
 	if f.Next() {
 		p.CorrelationID = d.messageID()
@@ -177,11 +177,11 @@ func (p *Properties) Decode(b []byte) error {
 	p.AbsoluteExpiryTime = optional(&f, d.Timestamp)
 	p.CreationTime = optional(&f, d.Timestamp)
 	if f.Next() {
-		p.GroupID = d.String()
+		p.GroupID = d.Text()
 	}
 	p.GroupSequence = optional(&f, d.Uint)
 	if f.Next() {
-		p.ReplyToGroupID = d.String()
+		p.ReplyToGroupID = d.Text()
 	}
 	f.Done()
 	return d.end()

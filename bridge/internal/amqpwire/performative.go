@@ -68,9 +68,9 @@ func (o *Open) decode(d *Decoder) {
 		d.failf("open without container-id")
 		return
 	}
-	o.ContainerID = d.String()
+	o.ContainerID = d.Text()
 	if f.Next() {
-		o.Hostname = d.String()
+		o.Hostname = d.Text()
 	}
 	if f.Next() {
 		o.MaxFrameSize = d.Uint()
@@ -204,7 +204,7 @@ func (p *Attach) Append(b []byte) []byte {
 func (p *Attach) decode(d *Decoder) {
 	*p = Attach{}
 	f := d.List()
-	p.Name = mandatory(d, &f, "attach without name", d.String)
+	p.Name = mandatory(d, &f, "attach without name", d.Text)
 	p.Handle = mandatory(d, &f, "attach without handle", d.Uint)
 	p.Role = mandatory(d, &f, "attach without role", d.Bool)
 	if f.Next() {

@@ -56,7 +56,7 @@ func (s *SASLInit) decode(d *Decoder) {
 		s.Response = d.Binary()
 	}
 	if f.Next() {
-		s.Hostname = d.String()
+		s.Hostname = d.Text()
 	}
 	f.Done()
 }

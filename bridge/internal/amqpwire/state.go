@@ -42,7 +42,7 @@ func (d *Decoder) lastError(f *Fields) *Error {
 	g, e := d.List(), new(Error)
 	e.Condition = mandatory(d, &g, "error without condition", d.Symbol)
 	if g.Next() {
-		e.Description = d.String()
+		e.Description = d.Text()
 	}
 	e.Info = lastMap(d, &g)
 	g.Done()
@@ -273,7 +273,7 @@ func (f *fields) terminus(address Opt[string], durable uint32, expiry Symbol, ti
 }
 
 func (d *Decoder) terminus(f *Fields, address *Opt[string], durable *uint32, expiry *Symbol, timeout *uint32, dynamic *bool) {
-	*address = optional(f, d.String)
+	*address = optional(f, d.Text)
 	if f.Next() {
 		*durable = d.Uint()
 	}

@@ -219,7 +219,7 @@ func TestTypedReadsRefuseOtherTypes(t *testing.T) {
 		"bool": func(d *Decoder) { d.Bool() }, "ubyte": func(d *Decoder) { d.Ubyte() },
 		"ushort": func(d *Decoder) { d.Ushort() }, "uint": func(d *Decoder) { d.Uint() },
 		"ulong": func(d *Decoder) { d.Ulong() }, "timestamp": func(d *Decoder) { d.Timestamp() },
-		"binary": func(d *Decoder) { d.Binary() }, "string": func(d *Decoder) { d.String() },
+		"binary": func(d *Decoder) { d.Binary() }, "string": func(d *Decoder) { d.Text() },
 		"symbol": func(d *Decoder) { d.Symbol() }, "symbols": func(d *Decoder) { d.Symbols() },
 		"list": func(d *Decoder) { d.List() }, "map": func(d *Decoder) { d.Map() },
 		"array of strings": func(d *Decoder) { d.Symbols() },
