@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+
+	"downlink/bridge/app"
+	"downlink/bridge/emulator"
+)
+
+type hubFlags struct {
+	dataDir             string
+	amqps, mqtts, https string
+	devices, hostnames  []string
+	anyDevice           bool
+	http                string
+	asJSON              bool
+}
+
+func newHubCmd(s streams, logs *logFlags) *cobra.Command {
+	f := &hubFlags{}
+	cmd := &cobra.Command{
+		Use:     "hub",
+		Aliases: []string{"emulator"},
+		Short:   "Run the embedded IoT Hub, for development and tests",
+		Long: `Run an IoT Hub on this machine: real AMQP, MQTT and HTTPS endpoints with TLS, for
+downlink and for the Azure SDKs as they are. For development and tests only.
+
+Its CA and its keys live in --data-dir and are made on first use; every
+connection string stays valid across restarts. Without --data-dir that is
+$XDG_STATE_HOME/downlink/hub, or ~/.local/state/downlink/hub.`,
+		Example: `  downlink hub --device berlin-pump7 --device berlin-pump8
+  downlink hub --any-device --data-dir ./hub --json
+  downlink hub connection-string service`,
+		Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := logs.logger(s.err, "", "")
+			if err != nil {
+				return err
+			}
+			return f.run(cmd.Context(), s, log)
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&f.dataDir, "data-dir", "", "directory of its CA and keys (default: a directory of this user, see above)")
+	fs.StringVar(&f.amqps, "amqps", "127.0.0.1:5671", "AMQP address; port 0 picks a free one")
+	fs.StringVar(&f.mqtts, "mqtts", "127.0.0.1:8883", "MQTT address")
+	fs.StringVar(&f.https, "https", "127.0.0.1:8443", "HTTPS address")
+	fs.StringArrayVar(&f.devices, "device", nil, "device to create, repeatable")
+	fs.BoolVar(&f.anyDevice, "any-device", false, "create every device on its first use")
+	fs.StringArrayVar(&f.hostnames, "hostname", nil, "host name in the certificate, repeatable; the first stands in the connection strings (default localhost)")
+	fs.StringVar(&f.http, "http", "", `address of /livez, /readyz, /metrics and /status, or "off" (default 127.0.0.1:9466, or a free port if that is taken)`)
+	fs.BoolVar(&f.asJSON, "json", false, "print one JSON object when it is ready")
+	cmd.AddCommand(newConnectionStringCmd(s))
+	return cmd
+}
+
+func (f *hubFlags) run(ctx context.Context, s streams, log *slog.Logger) error {
+	if len(f.hostnames) == 0 {
+		f.hostnames = []string{"localhost"}
+	}
+	for _, a := range []struct{ flag, addr string }{{"amqps", f.amqps}, {"mqtts", f.mqtts}, {"https", f.https}, {"http", f.http}} {
+		if _, _, err := net.SplitHostPort(a.addr); err != nil && (a.flag != "http" || a.addr != "off" && a.addr != "") {
+			return usagef("--%s: %q is not host:port, such as 127.0.0.1:0", a.flag, a.addr)
+		}
+	}
+	dir, err := dataDir(f.dataDir)
+	if err != nil {
+		return err
+	}
+	o := emulator.Options{
+		DataDir: dir, Hostnames: f.hostnames, AMQPS: f.amqps, MQTTS: f.mqtts, HTTPS: f.https,
+		Devices: f.devices, AnyDevice: f.anyDevice, Logger: log,
+	}
+	hub, err := openHub(o)
+	if err != nil {
+		return err
+	}
+	defer hub.close(log)
+	ops, err := f.ops(hub, log)
+	if err != nil {
+		return err
+	}
+	if ops != nil {
+		stop, _ := background(ctx, ops.Run)
+		defer stop()
+	}
+	ready, err := newHubReady(hub, f.devices, f.hostnames[0])
+	if err != nil {
+		return err
+	}
+	if ops != nil {
+		ready.HTTP = "http://" + ops.Addr()
+	}
+	if f.asJSON {
+		err = ready.writeJSON(s.out)
+	} else {
+		err = ready.writeText(s.out, dir)
+	}
+	if err != nil {
+		return err
+	}
+	log.Info("embedded hub is ready", "component", "hub", "amqps", ready.AMQPS, "mqtts", ready.MQTTS, "https", ready.HTTPS)
+	<-ctx.Done()
+	log.Info("embedded hub stops", "component", "hub")
+	return nil
+}
+
+// ops opens the pages for operators; nil if they are off.
+func (f *hubFlags) ops(hub *embeddedHub, log *slog.Logger) (*app.Ops, error) {
+	if f.http == "off" {
+		return nil, nil
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(newHubCollector(hub))
+	o := app.OpsOptions{
+		Addr:     f.http,
+		Ready:    func() error { return nil }, // it is, once its listeners are bound
+		Status:   func() any { return hub.status() },
+		Gatherer: registry,
+		Logger:   log,
+	}
+	if f.http != "" {
+		return app.NewOps(o)
+	}
+	// Nobody asked for this port, so a second hub on the machine is no reason to fail.
+	o.Addr = "127.0.0.1:9466"
+	ops, err := app.NewOps(o)
+	if err != nil {
+		o.Addr = "127.0.0.1:0"
+		ops, err = app.NewOps(o)
+	}
+	return ops, err
+}
+
+// dataDir is the given directory or the default one.
+func dataDir(given string) (string, error) {
+	if given != "" {
+		return given, nil
+	}
+	return hubStateDir()
+}
+
+func newConnectionStringCmd(s streams) *cobra.Command {
+	var dir, hostname string
+	cmd := &cobra.Command{
+		Use:   "connection-string POLICY | connection-string device ID",
+		Short: "Print one connection string of the embedded hub, and nothing else",
+		Long: `Print one connection string of the embedded hub with this data directory, and
+nothing else: of a policy (service, iothubowner, device, registryRead,
+registryReadWrite), or of a device. The hub need not run; a directory without
+keys gets them.`,
+		Example: `  downlink hub connection-string service > hub.txt
+  downlink hub connection-string --data-dir ./hub device berlin-pump7 > device.txt`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case len(args) == 2 && args[0] == "device":
+				return nil
+			case len(args) == 2:
+				return fmt.Errorf("connection-string: unexpected argument %q (a device's string is: device ID)", args[1])
+			}
+			return exactArgs("POLICY")(cmd, args)
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			d, err := dataDir(dir)
+			if err != nil {
+				return err
+			}
+			kind, device := args[0], ""
+			if len(args) == 2 {
+				if device = args[1]; device == "" {
+					return usagef("connection-string device: the ID is empty")
+				}
+			}
+			if hostname == "" {
+				hostname = storedHostname(d)
+			}
+			text, err := storedString(d, hostname, kind, device)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(s.out, text)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&dir, "data-dir", "", "directory of the hub's CA and keys (default: as downlink hub)")
+	cmd.Flags().StringVar(&hostname, "hostname", "", "host name in the string (default: that of the hub that runs there, else localhost)")
+	return cmd
+}
+
+// storedHostname is the name the hub of a data directory runs under.
+func storedHostname(dir string) string {
+	if e, err := readEndpoints(dir); err == nil && e.Hostname != "" {
+		return e.Hostname
+	}
+	return "localhost"
+}

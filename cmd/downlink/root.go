@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync/atomic"
+
+	"github.com/spf13/cobra"
+)
+
+// streams are a command's standard streams. Output for people and programs goes
+// to out, logs and questions to err.
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// terminal reports whether f is an interactive terminal. The null device is a
+// character device too, and nobody answers there.
+func terminal(f any) bool {
+	file, ok := f.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := file.Stat()
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(info, null)
+}
+
+// newRootCmd builds a fresh command tree. started tells whether a command's own
+// code began to run.
+func newRootCmd(s streams) (root *cobra.Command, started *atomic.Bool) {
+	logs := &logFlags{}
+	root = &cobra.Command{
+		Use:   "downlink",
+		Short: "NATS to IoT Hub devices, and on to the NATS beside them",
+		Long: `downlink carries messages from NATS through Azure IoT Hub to devices, and from
+the device on to the NATS beside it.
+
+Start with:   downlink demo
+Then:         downlink init downlink.yaml
+              downlink bridge -c downlink.yaml`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return unknownCommand(cmd, args[0])
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cmd.SetOut(s.err)
+			_ = cmd.Help()
+			return usagef("which command? try: downlink demo")
+		},
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	root.SetIn(s.in)
+	root.SetOut(s.out)
+	root.SetErr(s.err)
+	root.SuggestionsMinimumDistance = 2
+	logs.register(root)
+	root.AddCommand(
+		newDemoCmd(s, logs),
+		newInitCmd(s),
+		newBridgeCmd(s, logs),
+		newRelayCmd(s, logs),
+		newHubCmd(s, logs),
+		newSendCmd(s, logs),
+		newListenCmd(s, logs),
+		newPubCmd(s, logs),
+		newSubCmd(s, logs),
+		newVersionCmd(s),
+	)
+	started = &atomic.Bool{}
+	markStart(root, started)
+	return root, started
+}
+
+// markStart makes every command note that its own code began.
+func markStart(cmd *cobra.Command, started *atomic.Bool) {
+	if inner := cmd.RunE; inner != nil {
+		cmd.RunE = func(c *cobra.Command, args []string) error {
+			started.Store(true)
+			return inner(c, args)
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		markStart(sub, started)
+	}
+}
+
+func unknownCommand(cmd *cobra.Command, name string) error {
+	hint := ""
+	if near := cmd.SuggestionsFor(name); len(near) > 0 {
+		hint = fmt.Sprintf(", did you mean %q?", near[0])
+	}
+	return fmt.Errorf("unknown command %q%s (%s --help lists the commands)", name, hint, cmd.CommandPath())
+}
+
+// logFlags are the log settings of the command line; empty means: as configured, or the default.
+type logFlags struct{ level, format string }
+
+func (f *logFlags) register(root *cobra.Command) {
+	root.PersistentFlags().StringVar(&f.level, "log-level", "", "log level on stderr: debug, info, warn or error")
+	root.PersistentFlags().StringVar(&f.format, "log-format", "", "log format: text or json")
+}
+
+// logger returns the log on w. The flags win over level and format, which may be empty.
+func (f *logFlags) logger(w io.Writer, level, format string) (*slog.Logger, error) {
+	if f.level != "" {
+		level = f.level
+	}
+	if f.format != "" {
+		format = f.format
+	}
+	o := &slog.HandlerOptions{}
+	switch strings.ToLower(level) {
+	case "debug":
+		o.Level = slog.LevelDebug
+	case "", "info":
+		o.Level = slog.LevelInfo
+	case "warn":
+		o.Level = slog.LevelWarn
+	case "error":
+		o.Level = slog.LevelError
+	default:
+		return nil, usagef("--log-level: %q is none of debug, info, warn, error", level)
+	}
+	switch strings.ToLower(format) {
+	case "", "text":
+		return slog.New(slog.NewTextHandler(w, o)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, o)), nil
+	}
+	return nil, usagef("--log-format: %q is none of text, json", format)
+}
+
+// exactArgs is cobra.ExactArgs with a message that names what is missing.
+func exactArgs(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names):
+			return fmt.Errorf("%s: missing %s (usage: %s)", cmd.Name(), names[len(args)], cmd.UseLine())
+		case len(args) > len(names):
+			return fmt.Errorf("%s: unexpected argument %q (usage: %s)", cmd.Name(), args[len(names)], cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+// background runs f in a goroutine under its own cancellable context and returns
+// a function that cancels it and waits for its result.
+func background(ctx context.Context, f func(context.Context) error) (stop func() error, done <-chan struct{}) {
+	ctx, cancel := context.WithCancel(ctx)
+	finished := make(chan struct{})
+	var err error
+	go func() {
+		defer close(finished)
+		err = f(ctx)
+	}()
+	return func() error {
+		cancel()
+		<-finished
+		return err
+	}, finished
+}
