@@ -85,6 +85,9 @@ func (d *decoder) section(n *yaml.Node, v reflect.Value, path string) {
 
 // unknown reports a key that the section at path does not have.
 func (d *decoder) unknown(key *yaml.Node, path string, fields []field) {
+	if len(d.problems.list) > maxProblems {
+		return // looking for what was meant takes its time
+	}
 	var known []string
 	for _, f := range fields {
 		known = append(known, f.key)

@@ -51,6 +51,8 @@ type problems struct {
 	src    *source
 	list   []*Error
 	failed map[string]bool // paths that have a mistake already
+
+	anchors map[string]bool // the file's, once somebody asked
 }
 
 func newProblems(src *source) *problems {

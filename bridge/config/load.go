@@ -192,6 +192,7 @@ func (p *problems) readSecrets(c *Config, side Side) {
 			return
 		}
 		*s = NewSecret(text)
+		s.file = file
 		if err := check(*s); err != nil {
 			p.addf(at, "%s: %w", file, err)
 		}

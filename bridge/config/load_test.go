@@ -133,6 +133,7 @@ func TestSecretFiles(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, service, c.Bridge.Hubs[0].ConnectionString.Reveal())
 	require.Equal(t, device, c.Relay.Devices[0].ConnectionString.Reveal())
+	require.NoError(t, c.Validate(), "what was loaded is valid")
 
 	require.NoError(t, os.Remove(filepath.Join(dir, "secrets/device")))
 	_, err = config.Load(file, config.LoadOptions{NoEnvironment: true})

@@ -13,6 +13,7 @@ type Secret struct {
 	// A pointer, because fmt prints the unexported fields of a struct that holds
 	// a Secret without asking Format.
 	value *string
+	file  string // where Load read it from; "" if it stood in the configuration
 }
 
 // NewSecret wraps a secret text.
@@ -20,7 +21,7 @@ func NewSecret(s string) Secret {
 	if s == "" {
 		return Secret{}
 	}
-	return Secret{&s}
+	return Secret{value: &s}
 }
 
 // Reveal returns the text.

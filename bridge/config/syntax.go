@@ -168,6 +168,7 @@ var (
 	opensBlock = regexp.MustCompile(`(?:^|[:-][ \t]+)[|>][+-]?[1-9]?[+-]?[ \t]*(?:#.*)?$`)
 	alias      = regexp.MustCompile(`^\*([A-Za-z0-9_-]+)$`)
 	anchor     = regexp.MustCompile(`^&[A-Za-z0-9_-]+(?:\s|$)`)
+	anchors    = regexp.MustCompile(`&[A-Za-z0-9_-]+`)
 	// In a flow mapping or list: a text with a brace in it that goes on after
 	// the brace or before it, or one that begins with an indicator.
 	inFlow = regexp.MustCompile(`((?:[{,]\s*([A-Za-z0-9_-]+):\s+)|[\[,]\s*)((?:[^\s,{}\[\]"'#&*!|>%@-][^\s,{}\[\]"']*)?(?:\{[^{},"']*\}[^\s,{}\[\]"']*)+|[>*%@` + "`" + `][^,{}\[\]"']*)(\s*[,}\]])`)
@@ -181,6 +182,9 @@ func (p *problems) repair() []repaired {
 	block := -1 // indentation of the key whose block text is being skipped
 	for i, line := range p.src.lines {
 		indent := len(line) - len(strings.TrimLeft(line, " "))
+		if len(found) > maxProblems {
+			break
+		}
 		if strings.TrimSpace(line) == "" || block >= 0 && indent > block {
 			continue
 		}
@@ -247,7 +251,13 @@ func (p *problems) broken(value string, keyed bool) (why string, bad bool) {
 
 // anchored reports whether the file defines the anchor that an alias names.
 func (p *problems) anchored(alias string) bool {
-	return strings.Contains(p.src.text(), "&"+alias[1:])
+	if p.anchors == nil {
+		p.anchors = make(map[string]bool)
+		for _, m := range anchors.FindAllString(p.src.text(), -1) {
+			p.anchors[m[1:]] = true
+		}
+	}
+	return p.anchors[alias[1:]]
 }
 
 func (r repaired) message() string {

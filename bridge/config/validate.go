@@ -132,7 +132,7 @@ func (p *problems) hub(at string, h *Hub) {
 // connection string comes from.
 func (p *problems) secret(at string, value Secret, file string, embedded bool, word string, check func(Secret) error) {
 	var set []string
-	if !value.IsZero() || p.has(at+".connection_string") {
+	if !value.IsZero() && (value.file == "" || value.file != file) || p.has(at+".connection_string") {
 		set = append(set, "connection_string")
 	}
 	if file != "" || p.has(at+".connection_string_file") {
