@@ -3,9 +3,11 @@ package emulator
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
+	"downlink/bridge/emulator/amqpd"
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/emulator/identity"
 	"downlink/bridge/emulator/mqttd"
@@ -20,6 +22,7 @@ type authority struct {
 	hosts    []string // the names under which clients may know this hub
 	any      bool     // devices that are not registered yet may sign in
 	now      func() time.Time
+	log      *slog.Logger
 }
 
 // verified parses a token, checks expiry, and that it covers the resource (a
@@ -52,25 +55,29 @@ func (a *authority) policy(t sas.Token) (identity.Rights, error) {
 	return p.Rights, nil
 }
 
-// authorizePolicy verifies a policy's token for path and one of the wanted rights.
-func (a *authority) authorizePolicy(token, path string, wanted identity.Rights) (identity.Rights, time.Time, error) {
-	t, err := a.verified(token, path)
-	if err != nil {
-		return 0, time.Time{}, err
+// Authorize is amqpd's authority. Why a token is refused is for the log alone.
+func (a *authority) Authorize(token string) (amqpd.Grant, error) {
+	t, err := a.verified(token, "")
+	if err == nil {
+		var rights identity.Rights
+		if rights, err = a.policy(t); err == nil {
+			return amqpd.Grant{Policy: t.KeyName, Expires: t.Expiry, ServiceConnect: rights&identity.ServiceConnect != 0}, nil
+		}
 	}
-	rights, err := a.policy(t)
-	if err != nil {
-		return 0, time.Time{}, err
-	}
-	if wanted != 0 && rights&wanted == 0 {
-		return 0, time.Time{}, fmt.Errorf("policy %s lacks the right for this", t.KeyName)
-	}
-	return rights, t.Expiry, nil
+	a.log.Info("refused a service's token", "err", err)
+	return amqpd.Grant{}, err
 }
 
 // AuthorizeHTTP is httpd's authority.
 func (a *authority) AuthorizeHTTP(token, path string, wanted identity.Rights) error {
-	_, _, err := a.authorizePolicy(token, path, wanted)
+	t, err := a.verified(token, path)
+	if err != nil {
+		return err
+	}
+	rights, err := a.policy(t)
+	if err == nil && rights&wanted == 0 {
+		err = fmt.Errorf("policy %s lacks the right for this", t.KeyName)
+	}
 	return err
 }
 

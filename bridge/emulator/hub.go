@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"downlink/bridge/emulator/amqpd"
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/emulator/fault"
 	"downlink/bridge/emulator/httpd"
@@ -151,12 +152,14 @@ func (h *Hub) start(o Options) error {
 func (h *Hub) assemble(o Options) {
 	names := append([]string{}, o.Hostnames...)
 	names = append(names, "127.0.0.1", "::1")
-	a := &authority{Store: h.store, identity: h.identity, hosts: names, any: o.AnyDevice, now: o.Now}
+	a := &authority{Store: h.store, identity: h.identity, hosts: names, any: o.AnyDevice, now: o.Now, log: h.log}
 	h.mqtt = mqttd.New(mqttd.Options{
 		Store: h.store, Authority: a, Behaviour: o.MQTT, Faults: h.faults, Now: o.Now, Logger: o.Logger,
 	})
+	amqps := amqpd.New(amqpd.Options{Backend: a, Hostnames: names, Faults: h.faults, Logger: o.Logger})
 	https := httpd.New(httpd.Options{Store: h.store, Identity: h.identity, Authority: a, Logger: o.Logger})
 	h.endpoints = []endpoint{
+		{"amqps", amqps.Serve, func() error { amqps.Close(); return nil }},
 		{"mqtts", h.mqtt.Serve, h.mqtt.Close},
 		{"https", https.Serve, https.Close},
 	}
@@ -199,13 +202,16 @@ func (h *Hub) sweep(ctx context.Context) {
 // Queued messages are lost. Calling it again returns the same.
 func (h *Hub) Close() error {
 	h.close.Do(func() {
-		var errs []error
-		for _, e := range h.endpoints {
-			errs = append(errs, e.close())
+		errs := make([]error, len(h.endpoints)+1)
+		var closing sync.WaitGroup
+		for i, e := range h.endpoints {
+			closing.Go(func() { errs[i] = e.close() }) // at once: each may wait for its peers
 		}
+		closing.Wait()
 		h.cancel()
 		h.wg.Wait()
-		h.err = errors.Join(append(errs, h.removeTemp())...)
+		errs[len(h.endpoints)] = h.removeTemp()
+		h.err = errors.Join(errs...)
 		h.log.Info("hub closed")
 	})
 	return h.err
