@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -32,6 +33,19 @@ func (f *daemonFlags) register(cmd *cobra.Command, side string) {
 	fs.StringVar(&f.hubDataDir, "hub-data-dir", "", "data directory of the embedded hub, if the file uses one (default: a temporary one)")
 }
 
+// environment lists the variables that override the file, for the help text.
+func environment(side config.Side) string {
+	other := map[config.Side]string{config.BridgeSide: "DOWNLINK_DEVICE_", config.RelaySide: "DOWNLINK_HUB_"}[side]
+	var b strings.Builder
+	b.WriteString("\n\nVariables that override the file, after the flags:\n")
+	for _, s := range config.Settings() {
+		if !strings.HasPrefix(s.Env, other) {
+			fmt.Fprintf(&b, "  %-40s %s\n", s.Env, s.Doc)
+		}
+	}
+	return strings.TrimRight(b.String(), "\n")
+}
+
 func newBridgeCmd(s streams, logs *logFlags) *cobra.Command {
 	f := &daemonFlags{}
 	cmd := &cobra.Command{
@@ -41,7 +55,7 @@ func newBridgeCmd(s streams, logs *logFlags) *cobra.Command {
 to device messages, and hand them to the hub.
 
 The first SIGINT or SIGTERM drains, the second ends at once. A server that
-cannot be reached does not end the process: /readyz says what is missing.`,
+cannot be reached does not end the process: /readyz says what is missing.` + environment(config.BridgeSide),
 		Example: `  downlink bridge -c downlink.yaml
   downlink bridge -c downlink.yaml --http 0.0.0.0:9464 --log-format json`,
 		Args: exactArgs(),
@@ -69,7 +83,7 @@ publish each on the local NATS. A message is completed at the hub only after
 NATS has it.
 
 The first SIGINT or SIGTERM drains, the second ends at once. A server that
-cannot be reached does not end the process: /readyz says what is missing.`,
+cannot be reached does not end the process: /readyz says what is missing.` + environment(config.RelaySide),
 		Example: `  downlink relay -c downlink.yaml
   DOWNLINK_DEVICE_CONNECTION_STRING_FILE=/run/secrets/device downlink relay -c downlink.yaml`,
 		Args: exactArgs(),

@@ -101,14 +101,12 @@ func (f *hubFlags) run(ctx context.Context, s streams, log *slog.Logger) error {
 	if f.asJSON {
 		err = ready.writeJSON(s.out)
 	} else {
-		err = ready.writeText(s.out, dir)
+		err = ready.writeText(s.out)
 	}
 	if err != nil {
 		return err
 	}
-	log.Info("embedded hub is ready", "component", "hub", "amqps", ready.AMQPS, "mqtts", ready.MQTTS, "https", ready.HTTPS)
 	<-ctx.Done()
-	log.Info("embedded hub stops", "component", "hub")
 	return nil
 }
 
@@ -157,8 +155,8 @@ func newConnectionStringCmd(s streams) *cobra.Command {
 nothing else: of a policy (service, iothubowner, device, registryRead,
 registryReadWrite), or of a device. The hub need not run; a directory without
 keys gets them.`,
-		Example: `  downlink hub connection-string service > hub.txt
-  downlink hub connection-string --data-dir ./hub device berlin-pump7 > device.txt`,
+		Example: `  downlink hub connection-string service > hub-service
+  downlink hub connection-string --data-dir ./hub device berlin-pump7 > hub-device`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case len(args) == 2 && args[0] == "device":

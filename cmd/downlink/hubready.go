@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -48,7 +49,7 @@ func newHubReady(h *embeddedHub, devices []string, hostname string) (*hubReady, 
 
 func (r *hubReady) writeJSON(w io.Writer) error { return json.NewEncoder(w).Encode(r) }
 
-func (r *hubReady) writeText(w io.Writer, dataDirFlag string) error {
+func (r *hubReady) writeText(w io.Writer) error {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	p("The embedded hub is ready. It is for development and tests only.")
@@ -62,23 +63,28 @@ func (r *hubReady) writeText(w io.Writer, dataDirFlag string) error {
 	}
 	p("")
 	p("Connection strings")
-	p("  service      %s", r.ServiceConnectionString)
-	p("  iothubowner  %s", r.OwnerConnectionString)
-	for _, d := range sortedKeys(r.Devices) {
-		p("  %s  %s", d, r.Devices[d])
+	devices := slices.Sorted(maps.Keys(r.Devices))
+	width := len("iothubowner")
+	for _, d := range devices {
+		width = max(width, len(d))
+	}
+	p("  %-*s  %s", width, "service", r.ServiceConnectionString)
+	p("  %-*s  %s", width, "iothubowner", r.OwnerConnectionString)
+	for _, d := range devices {
+		p("  %-*s  %s", width, d, r.Devices[d])
 	}
 	p("")
-	p("For downlink bridge and relay (the file needs amqp_address, mqtt_address and ca_file)")
-	p("  downlink hub connection-string --data-dir %s service > hub.txt", shellQuote(dataDirFlag))
-	device := "DEVICE"
-	if names := sortedKeys(r.Devices); len(names) > 0 {
-		device = names[0]
+	device, dir := "DEVICE", shellQuote(r.DataDir)
+	if len(devices) > 0 {
+		device = devices[0]
 	}
-	p("  downlink hub connection-string --data-dir %s device %s > device.txt", shellQuote(dataDirFlag), shellQuote(device))
-	p("  bridge.hubs:    - {connection_string_file: hub.txt, amqp_address: %q, ca_file: %q}", r.AMQPS, r.CAFile)
-	p("  relay.devices:  - {connection_string_file: device.txt, mqtt_address: %q, ca_file: %q}", r.MQTTS, r.CAFile)
-	p("  downlink send %s --data hello --data-dir %s", shellQuote(device), shellQuote(dataDirFlag))
-	p("  downlink listen %s --data-dir %s", shellQuote(device), shellQuote(dataDirFlag))
+	p("For downlink bridge and relay (what their file needs)")
+	p("  downlink hub connection-string --data-dir %s service > hub-service", dir)
+	p("  downlink hub connection-string --data-dir %s device %s > hub-device", dir, shellQuote(device))
+	p("  bridge.hubs:    - {connection_string_file: hub-service, amqp_address: %q, ca_file: %q}", r.AMQPS, r.CAFile)
+	p("  relay.devices:  - {connection_string_file: hub-device, mqtt_address: %q, ca_file: %q}", r.MQTTS, r.CAFile)
+	p("  downlink send %s --data hello --data-dir %s", shellQuote(device), dir)
+	p("  downlink listen %s --data-dir %s", shellQuote(device), dir)
 	r.writeSDKs(p, device)
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -130,15 +136,6 @@ func storedString(dir, hostname, policy, device string) (string, error) {
 		text, err = id.ServiceConnectionString(hostname, policy)
 	}
 	return text, asUsage(err)
-}
-
-func sortedKeys(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 // shellQuote quotes a word for a POSIX shell where it needs it.

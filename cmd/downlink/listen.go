@@ -182,6 +182,10 @@ func confirm(s streams, device, where string) error {
 	if !terminal(s.in) {
 		return usagef("listen would disconnect %s, if it is connected to %s now, and take its messages: give --yes if that is meant", device, where)
 	}
+	return askFirst(s, device, where)
+}
+
+func askFirst(s streams, device, where string) error {
 	fmt.Fprintf(s.err, "If %s is connected to %s now, it will be disconnected, and its messages come here instead. Continue? [y/N] ", device, where)
 	line, err := bufio.NewReader(s.in).ReadString('\n')
 	if err != nil && line == "" {

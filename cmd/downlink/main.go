@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 )
 
 const (
@@ -70,6 +71,10 @@ func asUsage(err error) error {
 	return &usageError{err}
 }
 
+// sameGesture is how close together two deliveries of one signal are one
+// wish to stop: timeout(1), for one, signals its child and then the whole group.
+const sameGesture = 100 * time.Millisecond
+
 // withSignals returns a context that the first SIGINT or SIGTERM cancels, so
 // that commands drain; the second calls exit at once. stop releases both.
 func withSignals(parent context.Context, stderr io.Writer, exit func(int)) (context.Context, func()) {
@@ -78,17 +83,23 @@ func withSignals(parent context.Context, stderr io.Writer, exit func(int)) (cont
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	done := make(chan struct{})
 	go func() {
-		select {
-		case <-signals:
-			cancel()
-		case <-done:
-			return
-		}
-		select {
-		case s := <-signals:
-			fmt.Fprintf(stderr, "downlink: %s again: stopping at once\n", s)
-			exit(exitFailed)
-		case <-done:
+		var first os.Signal
+		var at time.Time
+		for {
+			select {
+			case s := <-signals:
+				switch {
+				case first == nil:
+					first, at = s, time.Now()
+					cancel()
+				case s == first && time.Since(at) < sameGesture:
+				default:
+					fmt.Fprintf(stderr, "downlink: %s again: stopping at once\n", s)
+					exit(exitFailed)
+				}
+			case <-done:
+				return
+			}
 		}
 	}()
 	return ctx, func() {

@@ -97,3 +97,13 @@ func TestEnvelope(t *testing.T) {
 	require.NotContains(t, err.Error(), "xxx")
 	require.NotContains(t, err.Error(), "routes[0]")
 }
+
+func TestAskFirst(t *testing.T) {
+	for answer, yes := range map[string]bool{"y\n": true, "YES\n": true, "yes": true, "n\n": false, "\n": false, "": false, "yeah\n": false} {
+		var errs bytes.Buffer
+		err := askFirst(streams{in: strings.NewReader(answer), err: &errs}, "d1", "h.azure-devices.net")
+		require.Equal(t, yes, err == nil, "%q", answer)
+		require.Contains(t, errs.String(), "d1")
+		require.Contains(t, errs.String(), "h.azure-devices.net")
+	}
+}
