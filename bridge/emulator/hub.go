@@ -157,7 +157,10 @@ func (h *Hub) assemble(o Options) {
 		Store: h.store, Authority: a, Behaviour: o.MQTT, Faults: h.faults, Now: o.Now, Logger: o.Logger,
 	})
 	amqps := amqpd.New(amqpd.Options{Backend: a, Hostnames: names, Faults: h.faults, Logger: o.Logger})
-	https := httpd.New(httpd.Options{Store: h.store, Identity: h.identity, Authority: a, Logger: o.Logger})
+	https := httpd.New(httpd.Options{
+		Store: h.store, Identity: h.identity, Authority: a, Logger: o.Logger,
+		Tunnels: map[string]func(net.Conn){"AMQPWSB10": amqps.ServeConn, "mqtt": h.mqtt.ServeConn},
+	})
 	h.endpoints = []endpoint{
 		{"amqps", amqps.Serve, func() error { amqps.Close(); return nil }},
 		{"mqtts", h.mqtt.Serve, h.mqtt.Close},

@@ -1,7 +1,8 @@
 // Package httpd is the embedded hub's HTTPS endpoint: the part of IoT Hub's
 // service REST interface that serves registering devices, counting them and
 // purging their queues, under the real paths and with the real errors. It takes
-// a SAS token of a policy with the right in the Authorization header.
+// a SAS token of a policy with the right in the Authorization header. AMQP and
+// MQTT over WebSocket come in here, too.
 package httpd
 
 import (
@@ -35,7 +36,10 @@ type Options struct {
 	Store     *c2d.Store
 	Identity  *identity.Identity // device keys, where a device has none of its own
 	Authority Authority
-	Logger    *slog.Logger // nil: discard
+	// Tunnels serve connections that come over WebSocket, by subprotocol. They
+	// must return when their own server closes.
+	Tunnels map[string]func(net.Conn)
+	Logger  *slog.Logger // nil: discard
 }
 
 // Server serves any number of listeners. Safe for concurrent use.
@@ -43,6 +47,7 @@ type Server struct {
 	store     *c2d.Store
 	identity  *identity.Identity
 	authority Authority
+	tunnels   map[string]func(net.Conn)
 	log       *slog.Logger
 	http      *http.Server
 	active    sync.RWMutex // held for reading by every request
@@ -53,7 +58,7 @@ func New(o Options) *Server {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{store: o.Store, identity: o.Identity, authority: o.Authority, log: o.Logger.With("component", "httpd")}
+	s := &Server{store: o.Store, identity: o.Identity, authority: o.Authority, tunnels: o.Tunnels, log: o.Logger.With("component", "httpd")}
 	s.http = &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -96,6 +101,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path, err := segments(r.URL.EscapedPath())
 	if err != nil {
 		s.fail(w, http.StatusBadRequest, "ArgumentInvalid", 400004, "the path is not percent-encoded correctly")
+		return
+	}
+	if isWebSocket(path) {
+		s.tunnel(w, r)
 		return
 	}
 	wanted, serve := s.route(r.Method, path)
