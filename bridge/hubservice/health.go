@@ -124,6 +124,7 @@ func (h *health) notRenewed(err error, expires time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	first := h.token == nil
+	err = readable(err)
 	if isUnauthorized(err) {
 		err = h.unauthorized(err)
 	}

@@ -66,11 +66,11 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	// NewConn owns the socket from here on, also when it fails.
 	l.conn, err = amqp.NewConn(ctx, l.wire, &amqp.ConnOptions{HostName: c.host, WriteTimeout: writeTimeout})
 	if err != nil {
-		return nil, fmt.Errorf("open the AMQP connection to %s: %w", c.options.Address, err)
+		return nil, readable(fmt.Errorf("open the AMQP connection to %s: %w", c.options.Address, err))
 	}
 	if err := c.open(ctx, l); err != nil {
 		l.close()
-		return nil, err
+		return nil, readable(err)
 	}
 	return l, nil
 }
@@ -124,7 +124,7 @@ func (l *link) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.failure == nil {
-		l.failure = err
+		l.failure = readable(err)
 		close(l.broken)
 	}
 }
@@ -217,7 +217,7 @@ func (l *link) lost(err error) (again bool, _ error) {
 		// Nor is a hub that is silent for everybody: it does not count against the message.
 		return false, &bridge.Error{Class: bridge.Resend, Op: "send", Err: cause}
 	default:
-		return false, &bridge.Error{Class: bridge.LinkLost, Op: "send", Condition: condition(cause), Err: cause}
+		return false, &bridge.Error{Class: bridge.LinkLost, Op: "send", Condition: condition(cause), Err: fmt.Errorf("the link broke while the message was in flight: %w", cause)}
 	}
 }
 

@@ -137,6 +137,25 @@ func isUnauthorized(err error) bool {
 	return ok && e.Condition == amqp.ErrCondUnauthorizedAccess
 }
 
+// readable says the peer's *amqp.Error in err as its condition and one short line
+// of its text, in place of go-amqp's rendering of the struct. It unwraps to err.
+func readable(err error) error {
+	e, ok := errors.AsType[*amqp.Error](err)
+	if !ok {
+		return err
+	}
+	return readableError{err, strings.ReplaceAll(err.Error(), e.Error(), string(e.Condition)+": "+hubText(e))}
+}
+
+type readableError struct {
+	error
+	text string
+}
+
+func (e readableError) Error() string { return e.text }
+
+func (e readableError) Unwrap() error { return e.error }
+
 // condition is the peer's condition in err, or "".
 func condition(err error) string {
 	if e, ok := errors.AsType[*amqp.Error](err); ok {

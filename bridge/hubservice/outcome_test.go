@@ -128,3 +128,14 @@ func TestHubTextIsOneShortLineWithoutToken(t *testing.T) {
 	err = rejected(&amqp.Error{Condition: "x", Description: strings.Repeat("long ", 1000)})
 	require.Less(t, len(err.Error()), 300)
 }
+
+func TestReadable(t *testing.T) {
+	denied := &amqp.Error{Condition: amqp.ErrCondUnauthorizedAccess, Description: "Put token\nfailed", Info: map[string]any{"com.microsoft:error-code": int32(401003)}}
+	err := readable(fmt.Errorf("attach to x: %w", denied))
+	require.EqualError(t, err, "attach to x: amqp:unauthorized-access: Put token failed (401003)")
+	require.True(t, isUnauthorized(err))
+	err = readable(&amqp.ConnError{RemoteErr: denied})
+	require.EqualError(t, err, "amqp:unauthorized-access: Put token failed (401003)")
+	require.True(t, isLinkLoss(err))
+	require.EqualError(t, readable(errors.New("EOF")), "EOF")
+}

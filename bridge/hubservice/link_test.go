@@ -1,0 +1,550 @@
+package hubservice
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/Azure/go-amqp"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"downlink/bridge"
+	"downlink/mapping"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// logBuffer is a log that a test can read while it is written.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func testOptions(p *peer) Options {
+	return Options{
+		ConnectionString: "HostName=localhost;SharedAccessKeyName=service;SharedAccessKey=" + testKey,
+		Address:          p.ln.Addr().String(),
+		RootCAs:          p.roots,
+		ReconnectMin:     5 * time.Millisecond,
+		ReconnectMax:     50 * time.Millisecond,
+	}
+}
+
+// runClient runs a client until the test ends. Whatever it logs never contains
+// the key or a signature.
+func runClient(t *testing.T, o Options) (*Client, *logBuffer) {
+	t.Helper()
+	log := &logBuffer{}
+	o.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	c, err := New(o)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-done)
+		require.NotContains(t, log.String(), testKey)
+		require.NotContains(t, log.String(), "sig=")
+		if t.Failed() {
+			t.Log(log.String())
+		}
+	})
+	return c, log
+}
+
+// command is the vector's envelope without its expiry, which is over.
+func command() *mapping.Envelope {
+	e := envelope()
+	e.ExpiresAt = time.Time{}
+	return e
+}
+
+func ctxTimeout(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func requireReady(t *testing.T, c *Client) {
+	t.Helper()
+	require.Eventually(t, func() bool { return c.Ready() == nil }, 10*time.Second, time.Millisecond)
+}
+
+func requireClass(t *testing.T, err error, class bridge.Class) *bridge.Error {
+	t.Helper()
+	var e *bridge.Error
+	require.ErrorAs(t, err, &e)
+	require.Equal(t, class.String(), e.Class.String(), "%v", err)
+	return e
+}
+
+func TestSendOutcomes(t *testing.T) {
+	var state atomic.Value
+	var got atomic.Value
+	p := runPeer(t, script{transfer: func(c *peerConn, id uint32, message []byte) {
+		got.Store(message)
+		c.settle(id, state.Load().([]byte))
+	}})
+	c, _ := runClient(t, testOptions(p))
+	ctx := ctxTimeout(t, 10*time.Second)
+
+	state.Store(accepted)
+	require.NoError(t, c.Send(ctx, command()))
+	want, err := encode(command())
+	require.NoError(t, err)
+	require.Equal(t, want, got.Load(), "the bytes on the wire are the encoded ones")
+
+	for _, x := range []struct {
+		state []byte
+		class bridge.Class
+	}{
+		{released, bridge.Resend}, {modified, bridge.Resend},
+		{rejectedWith("amqp:not-found"), bridge.NoDevice},
+		{rejectedWith("amqp:resource-limit-exceeded"), bridge.QueueFull},
+		{rejectedWith("com.microsoft:device-container-throttled"), bridge.Throttled},
+		{rejectedWith("com.microsoft:quota-exceeded"), bridge.Paused},
+		{rejectedWith("com.microsoft:argument-error"), bridge.Refused},
+		{rejectedWith("amqp:internal-error"), bridge.Unknown},
+	} {
+		state.Store(x.state)
+		requireClass(t, c.Send(ctx, command()), x.class)
+	}
+	state.Store(accepted)
+	require.NoError(t, c.Send(ctx, command()))
+	require.Equal(t, 1, p.opened(), "no answer to a message costs the connection")
+	require.NoError(t, c.Ready())
+	require.Zero(t, c.Stats().InFlight)
+}
+
+// A message of more than one frame, and one that settles in two steps.
+func TestSendLargeAndUnsettled(t *testing.T) {
+	var got atomic.Value
+	p := runPeer(t, script{transfer: func(c *peerConn, id uint32, message []byte) {
+		got.Store(message)
+		c.settleUnsettled(id, accepted)
+	}})
+	c, _ := runClient(t, testOptions(p))
+	e := command()
+	e.Body = bytes.Repeat([]byte("0123456789abcdef"), 64<<10/16+100)
+	require.NoError(t, c.Send(ctxTimeout(t, 10*time.Second), e))
+	want, err := encode(e)
+	require.NoError(t, err)
+	require.Equal(t, want, got.Load())
+}
+
+func TestExpiredNeverReachesTheWire(t *testing.T) {
+	var transfers atomic.Int64
+	p := runPeer(t, script{transfer: func(c *peerConn, id uint32, _ []byte) {
+		transfers.Add(1)
+		c.settle(id, accepted)
+	}})
+	c, _ := runClient(t, testOptions(p))
+	e := command()
+	e.ExpiresAt = time.Now().Add(-time.Second)
+	err := requireClass(t, c.Send(ctxTimeout(t, 10*time.Second), e), bridge.Refused)
+	require.Equal(t, bridge.ReasonExpired, err.Reason)
+	require.Zero(t, transfers.Load())
+}
+
+// In flight when the link goes, in each way it can go.
+func TestLinkLostInFlight(t *testing.T) {
+	for name, breakLink := range map[string]func(*peerConn){
+		"socket cut":        func(c *peerConn) { _ = c.Close() },
+		"link detached":     func(c *peerConn) { c.detach("amqp:link:detach-forced") },
+		"session ended":     func(c *peerConn) { c.end("amqp:internal-error") },
+		"connection closed": func(c *peerConn) { c.close("amqp:connection:forced") },
+		"garbage":           func(c *peerConn) { _, _ = c.Conn.Write([]byte{0, 0, 0, 12, 2, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var sent atomic.Int64
+			p := runPeer(t, script{transfer: func(c *peerConn, id uint32, _ []byte) {
+				if sent.Add(1) == 1 {
+					breakLink(c)
+					return
+				}
+				c.settle(id, accepted)
+			}})
+			c, log := runClient(t, testOptions(p))
+			ctx := ctxTimeout(t, 10*time.Second)
+			err := requireClass(t, c.Send(ctx, command()), bridge.LinkLost)
+			require.NotContains(t, err.Error(), "*Error{")
+			require.NoError(t, c.Send(ctx, command()), "the next one waits for the new connection")
+			require.Equal(t, 2, p.opened())
+			require.Equal(t, 1, c.Stats().Reconnects)
+			require.Equal(t, 1, strings.Count(log.String(), "level=WARN"), "once per streak")
+		})
+	}
+}
+
+// What never left goes to the next link without a word: here the link dies while
+// the message waits for credit.
+func TestNoCreditIsNotInFlight(t *testing.T) {
+	p := runPeer(t, script{noCredit: true})
+	o := testOptions(p)
+	c, _ := runClient(t, o)
+	ctx := ctxTimeout(t, 10*time.Second)
+	result := make(chan error, 1)
+	go func() { result <- c.Send(ctx, command()) }()
+	requireReady(t, c)
+	for range 4 { // more often than the engine would bear a lost link
+		n := p.opened()
+		require.Eventually(t, func() bool { return c.Stats().InFlight == 1 && c.Ready() == nil }, 5*time.Second, time.Millisecond)
+		p.last().close("amqp:connection:forced")
+		require.Eventually(t, func() bool { return p.opened() > n }, 5*time.Second, time.Millisecond)
+	}
+	p.set(func(s *script) { s.noCredit = false })
+	p.last().close("amqp:connection:forced")
+	require.NoError(t, <-result)
+}
+
+// A link closed while nothing was sent: the next message finds out. It goes to a
+// new one unnoticed, unless it crossed the news on the way.
+func TestIdleLinkClosed(t *testing.T) {
+	for name, closeIdle := range map[string]func(*peerConn){
+		"link":    func(c *peerConn) { c.detach("amqp:link:detach-forced") },
+		"session": func(c *peerConn) { c.end("amqp:session:window-violation") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := runPeer(t, script{})
+			c, _ := runClient(t, testOptions(p))
+			ctx := ctxTimeout(t, 10*time.Second)
+			require.NoError(t, c.Send(ctx, command()))
+			closeIdle(p.last())
+			for p.opened() < 2 {
+				if err := c.Send(ctx, command()); err != nil {
+					requireClass(t, err, bridge.LinkLost)
+				}
+			}
+			require.NoError(t, c.Send(ctx, command()))
+		})
+	}
+}
+
+func TestSilentHubReplacesTheConnection(t *testing.T) {
+	p := runPeer(t, script{transfer: func(*peerConn, uint32, []byte) {}})
+	o := testOptions(p)
+	o.Stall = 100 * time.Millisecond
+	c, log := runClient(t, o)
+	ctx := ctxTimeout(t, 10*time.Second)
+	err := c.Send(ctx, command())
+	requireClass(t, err, bridge.Resend) // no proof against the message
+	require.ErrorContains(t, err, "no answer from the hub for 100ms with sends waiting")
+	p.set(func(s *script) { s.transfer = nil })
+	require.NoError(t, c.Send(ctx, command()))
+	require.Contains(t, log.String(), "no answer from the hub for 100ms")
+}
+
+// One slow message does not cost the link as long as others move.
+func TestSlowMessageIsLeftAlone(t *testing.T) {
+	slow := make(chan uint32, 1)
+	var once sync.Once
+	p := runPeer(t, script{transfer: func(c *peerConn, id uint32, _ []byte) {
+		first := false
+		once.Do(func() { first = true; slow <- id })
+		if !first {
+			c.settle(id, accepted)
+		}
+	}})
+	o := testOptions(p)
+	o.Stall = 600 * time.Millisecond
+	c, _ := runClient(t, o)
+	ctx := ctxTimeout(t, 20*time.Second)
+	result := make(chan error, 1)
+	go func() { result <- c.Send(ctx, command()) }()
+	var id uint32
+	select {
+	case id = <-slow:
+	case err := <-result:
+		require.NoError(t, err)
+	}
+	for end := time.Now().Add(2 * o.Stall); time.Now().Before(end); {
+		require.NoError(t, c.Send(ctx, command()))
+	}
+	p.last().settle(id, accepted)
+	require.NoError(t, <-result)
+	require.Equal(t, 1, p.opened())
+}
+
+// A Send that is given up does not make the watchdog think that one waits.
+func TestAbandonedSendDoesNotStall(t *testing.T) {
+	p := runPeer(t, script{transfer: func(*peerConn, uint32, []byte) {}})
+	o := testOptions(p)
+	o.Stall = 100 * time.Millisecond
+	c, _ := runClient(t, o)
+	requireReady(t, c)
+	err := c.Send(ctxTimeout(t, 20*time.Millisecond), command())
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "hub main: no answer yet, so whether the hub has the message is not known")
+	require.Never(t, func() bool { return p.opened() > 1 }, 3*o.Stall, 10*time.Millisecond)
+}
+
+func TestUnauthorized(t *testing.T) {
+	refusals := map[string]script{
+		"put-token":         {putToken: func(*peerConn, int) int { return 401 }},
+		"attach":            {attach: func(*peerConn, int) string { return "amqp:unauthorized-access" }},
+		"link closed":       {attached: func(c *peerConn) { c.detach("amqp:unauthorized-access") }},
+		"connection closed": {transfer: func(c *peerConn, _ uint32, _ []byte) { c.close("amqp:unauthorized-access") }},
+	}
+	for name, s := range refusals {
+		t.Run(name, func(t *testing.T) {
+			p := runPeer(t, s)
+			c, log := runClient(t, testOptions(p))
+			ctx := ctxTimeout(t, 10*time.Second)
+			result := make(chan error, 1)
+			go func() { result <- c.Send(ctx, command()) }()
+			require.Eventually(t, func() bool {
+				err := c.Ready()
+				return p.opened() >= 3 && err != nil && strings.Contains(err.Error(),
+					`hub main: unauthorized: the hub refuses policy "service": `) && strings.Contains(err.Error(), "ServiceConnect")
+			}, 10*time.Second, time.Millisecond)
+			require.Empty(t, result, "the message waits")
+			p.set(func(s *script) { *s = script{} })
+			require.NoError(t, <-result)
+			requireReady(t, c)
+			if name == "put-token" || name == "attach" {
+				require.Equal(t, 1, strings.Count(log.String(), "level=ERROR"), "once per streak")
+				require.GreaterOrEqual(t, len(p.tokensSeen()), 4, "each connection renewed the token once")
+			}
+		})
+	}
+}
+
+// A message that is refused for our credential: one new token, then it is the
+// engine's, and Ready says so until the hub takes one again.
+func TestUnauthorizedMessage(t *testing.T) {
+	var refuse atomic.Bool
+	refuse.Store(true)
+	p := runPeer(t, script{transfer: func(c *peerConn, id uint32, _ []byte) {
+		if refuse.Load() {
+			c.settle(id, rejectedWith("amqp:unauthorized-access"))
+		} else {
+			c.settle(id, accepted)
+		}
+	}})
+	c, log := runClient(t, testOptions(p))
+	ctx := ctxTimeout(t, 10*time.Second)
+	for range 3 {
+		requireClass(t, c.Send(ctx, command()), bridge.Unauthorized)
+	}
+	require.ErrorContains(t, c.Ready(), "hub main: unauthorized: the hub refuses policy")
+	require.Eventually(t, func() bool { return len(p.tokensSeen()) == 2 }, 5*time.Second, time.Millisecond)
+	refuse.Store(false)
+	require.NoError(t, c.Send(ctx, command()))
+	require.NoError(t, c.Ready())
+	require.Len(t, p.tokensSeen(), 2)
+	require.Equal(t, 1, p.opened())
+	require.Equal(t, 1, strings.Count(log.String(), "level=ERROR"))
+}
+
+func TestTokenRenewedOnTheSameConnection(t *testing.T) {
+	p := runPeer(t, script{})
+	o := testOptions(p)
+	o.TokenLifetime = 2 * time.Second
+	c, _ := runClient(t, o)
+	ctx := ctxTimeout(t, 20*time.Second)
+	require.NoError(t, c.Send(ctx, command()))
+	expires := c.Stats().TokenExpires
+	require.Eventually(t, func() bool { return len(p.tokensSeen()) >= 3 }, 10*time.Second, 5*time.Millisecond)
+	require.NoError(t, c.Send(ctx, command()))
+	require.NoError(t, c.Ready())
+	require.Equal(t, 1, p.opened())
+	require.True(t, c.Stats().TokenExpires.After(expires))
+}
+
+// Renewal fails twice, by a refusal and by silence, and is tried again on the same connection.
+func TestTokenRenewalIsRetried(t *testing.T) {
+	p := runPeer(t, script{putToken: func(_ *peerConn, n int) int { return map[int]int{1: 200, 2: 500, 3: 0}[n] }})
+	o := testOptions(p)
+	o.TokenLifetime = 4 * time.Second
+	c, log := runClient(t, o)
+	requireReady(t, c)
+	require.Eventually(t, func() bool {
+		err := c.Ready()
+		return err != nil && strings.Contains(err.Error(), "hub main: cannot renew the token, which expires at ")
+	}, 10*time.Second, time.Millisecond)
+	require.NoError(t, c.Send(ctxTimeout(t, 5*time.Second), command()), "the link lives as long as its token")
+	p.set(func(s *script) { s.putToken = nil })
+	requireReady(t, c)
+	require.Equal(t, 1, p.opened())
+	require.Contains(t, log.String(), "token renewed")
+	require.Equal(t, 1, strings.Count(log.String(), "level=WARN"))
+}
+
+// The token runs out before a renewal succeeds: a new connection, and what was in flight goes with it.
+func TestTokenExpiry(t *testing.T) {
+	p := runPeer(t, script{
+		putToken: func(c *peerConn, n int) int {
+			if n == 1 {
+				return 200
+			}
+			return 503
+		},
+		transfer: func(*peerConn, uint32, []byte) {},
+	})
+	o := testOptions(p)
+	o.TokenLifetime = time.Second
+	c, _ := runClient(t, o)
+	result := make(chan error, 1)
+	go func() { result <- c.Send(ctxTimeout(t, 15*time.Second), command()) }()
+	require.Eventually(t, func() bool { return p.opened() >= 2 }, 10*time.Second, time.Millisecond)
+	p.set(func(s *script) { *s = script{} })
+	require.NoError(t, <-result)
+}
+
+func TestSendBeforeAndWithoutHub(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := ln.Addr().String()
+	require.NoError(t, ln.Close())
+
+	c, log := runClient(t, Options{
+		Hub:              "west",
+		ConnectionString: "HostName=localhost;SharedAccessKeyName=service;SharedAccessKey=" + testKey,
+		Address:          address, ReconnectMin: time.Millisecond, ReconnectMax: 10 * time.Millisecond,
+	})
+	err = c.Send(ctxTimeout(t, 100*time.Millisecond), command())
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "not sent: context deadline exceeded: hub west: not connected: dial tcp "+address)
+	require.ErrorContains(t, err, "connection refused")
+	require.Equal(t, 1, strings.Count(log.String(), "level=WARN"))
+}
+
+func TestCertificatesAreVerified(t *testing.T) {
+	p := runPeer(t, script{})
+	o := testOptions(p)
+	o.RootCAs = x509.NewCertPool()
+	c, _ := runClient(t, o)
+	require.Eventually(t, func() bool {
+		return strings.Contains(c.Ready().Error(), "name its file in ca_file")
+	}, 10*time.Second, time.Millisecond)
+
+	o = testOptions(p)
+	o.ConnectionString = "HostName=hub.example;SharedAccessKeyName=service;SharedAccessKey=" + testKey
+	c, _ = runClient(t, o)
+	require.Eventually(t, func() bool {
+		return strings.Contains(c.Ready().Error(), "certificate is valid for localhost, not hub.example")
+	}, 10*time.Second, time.Millisecond)
+	require.Zero(t, p.opened())
+}
+
+func TestWindowBoundsTheUnsettled(t *testing.T) {
+	var mu sync.Mutex
+	var held []uint32
+	p := runPeer(t, script{transfer: func(_ *peerConn, id uint32, _ []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		held = append(held, id)
+	}})
+	o := testOptions(p)
+	o.Window = 4
+	c, _ := runClient(t, o)
+	ctx := ctxTimeout(t, 10*time.Second)
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() { requireNoErrorAsync(t, c.Send(ctx, command())) })
+	}
+	count := func() int { mu.Lock(); defer mu.Unlock(); return len(held) }
+	require.Eventually(t, func() bool { return count() == 4 }, 5*time.Second, time.Millisecond)
+	require.Never(t, func() bool { return count() > 4 || c.Stats().InFlight > 4 }, 50*time.Millisecond, 5*time.Millisecond)
+	p.set(func(s *script) { s.transfer = nil })
+	mu.Lock()
+	for _, id := range held {
+		p.last().settle(id, accepted)
+	}
+	mu.Unlock()
+	wg.Wait()
+}
+
+func requireNoErrorAsync(t *testing.T, err error) {
+	if err != nil {
+		t.Errorf("unexpected: %v", err)
+	}
+}
+
+func TestSendAfterRun(t *testing.T) {
+	p := runPeer(t, script{transfer: func(*peerConn, uint32, []byte) {}})
+	c, err := New(testOptions(p))
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	requireReady(t, c)
+	result := make(chan error, 1)
+	go func() { result <- c.Send(context.Background(), command()) }()
+	require.Eventually(t, func() bool { return c.Stats().InFlight == 1 }, 5*time.Second, time.Millisecond)
+	cancel()
+	require.NoError(t, <-done)
+	requireClass(t, <-result, bridge.LinkLost)
+	requireClass(t, c.Send(context.Background(), command()), bridge.LinkLost)
+	require.EqualError(t, c.Ready(), "hub main: the client has stopped")
+	require.EqualError(t, c.Run(context.Background()), "hub main: Run called twice")
+}
+
+// Many senders over a hub that drops its connection again and again: every
+// message ends accepted once the caller sends it again, in spite of it all.
+func TestManySendersThroughLosses(t *testing.T) {
+	var mu sync.Mutex
+	seen := map[string]int{}
+	transfers := 0
+	p := runPeer(t, script{transfer: func(c *peerConn, id uint32, b []byte) {
+		var m amqp.Message
+		if m.UnmarshalBinary(b) != nil {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		transfers++
+		if transfers%97 == 0 {
+			_ = c.Close()
+			return
+		}
+		seen[m.Properties.MessageID.(string)]++
+		c.settle(id, accepted)
+	}})
+	c, _ := runClient(t, testOptions(p))
+	ctx := ctxTimeout(t, 30*time.Second)
+	var wg sync.WaitGroup
+	for device := range 20 {
+		wg.Go(func() {
+			for i := range 50 {
+				e := &mapping.Envelope{Device: fmt.Sprintf("d%d", device), MessageID: fmt.Sprintf("%d/%d", device, i), Body: []byte("x")}
+				for {
+					err := c.Send(ctx, e)
+					if err == nil {
+						break
+					}
+					if ctx.Err() != nil {
+						t.Errorf("%v", err)
+						return
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.Len(t, seen, 1000)
+	require.Greater(t, p.opened(), 5)
+}
