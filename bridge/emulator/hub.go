@@ -227,7 +227,7 @@ func (h *Hub) removeTemp() error {
 	return os.RemoveAll(h.temp)
 }
 
-// AMQPAddr, MQTTAddr and HTTPAddr are the addresses that the hub listens on.
+// AMQPAddr is the service endpoint's address, with the port that was bound.
 func (h *Hub) AMQPAddr() string { return h.listeners["amqps"].Addr().String() }
 
 // MQTTAddr is the device endpoint's address.
@@ -250,7 +250,7 @@ func (h *Hub) DeviceConnectionString(id string) (string, error) {
 	return h.identity.DeviceConnectionString(h.host, id)
 }
 
-// CAFile is the path of the CA's certificate, BundleFile of one with the system's CAs besides.
+// CAFile is the path of the CA's certificate.
 func (h *Hub) CAFile() string { return h.identity.CAFile() }
 
 // BundleFile is the path of a bundle of the system's CAs and the hub's.

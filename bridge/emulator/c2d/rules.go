@@ -69,6 +69,9 @@ func (r Rules) withDefaults() Rules {
 func (m *Message) Size() int {
 	n := len(m.Body) + len(m.To) + len(m.MessageID) + len(m.CorrelationID) + len(m.UserID) +
 		len(m.ContentType) + len(m.ContentEncoding) + len(m.Ack)
+	if !m.ExpiresAt.IsZero() {
+		n += 8 // an AMQP timestamp
+	}
 	for _, p := range m.Properties {
 		n += len(p.Name) + len(p.Value)
 	}

@@ -122,10 +122,10 @@ func TestDocumentedCharset(t *testing.T) {
 func TestSizeLimitCountsBodySystemValuesAndProperties(t *testing.T) {
 	s, _ := newStore(t, c2d.Options{}, "d1")
 	m := c2d.Message{
-		To: to("d1"), MessageID: "12", CorrelationID: "34", UserID: "5", ContentType: "678", ContentEncoding: "9", Ack: "full",
+		To: to("d1"), MessageID: "12", CorrelationID: "34", UserID: "5", ContentType: "678", ContentEncoding: "9", Ack: "full", ExpiresAt: newClock().now().Add(hour),
 		Properties: []c2d.Property{{Name: "ab", Value: "cde"}},
 	}
-	rest := 32 + 2 + 2 + 1 + 3 + 1 + 4 + 5
+	rest := 32 + 2 + 2 + 1 + 3 + 1 + 4 + 5 + 8
 	m.Body = make([]byte, c2d.MaxMessageSize-rest)
 	require.Equal(t, c2d.MaxMessageSize, m.Size())
 	require.NoError(t, s.Enqueue(m))

@@ -59,7 +59,3 @@ func (w *window) prune(holds func(sequence uint64) bool) {
 	defer w.mu.Unlock()
 	w.sent = slices.DeleteFunc(w.sent, func(f inFlight) bool { return !holds(f.sequence) })
 }
-
-func (w *window) remove(sequence uint64) {
-	w.prune(func(s uint64) bool { return s != sequence })
-}
