@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -50,7 +51,7 @@ type conn struct {
 
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{
-		srv: s, nc: nc, out: newOutbox(), in: amqpwire.NewFrameReader(nc, maxFrameSize), peerFrame: amqpwire.MinMaxFrameSize,
+		srv: s, nc: nc, out: newOutbox(), in: amqpwire.NewFrameReader(nc, maxFrameSize),
 		log: s.o.Logger.With("remote", remote(nc)),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -203,11 +204,18 @@ func (c *conn) read() error {
 			c.arm()
 		}
 		fr, err := c.in.Next()
-		if err != nil {
-			if errors.Is(err, amqpwire.ErrMalformedFrame) && !c.closing() {
-				c.fail(problem(condFraming, "%v", err), lingerTime)
-				io.Copy(io.Discard, c.nc) // until the peer hangs up or the deadline
-			}
+		switch {
+		case err == nil:
+		case c.closing():
+			return err
+		case errors.Is(err, amqpwire.ErrMalformedFrame):
+			c.fail(problem(condFraming, "%v", err), lingerTime)
+			io.Copy(io.Discard, c.nc) // until the peer hangs up or the deadline
+			return err
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			c.fail(problem(condLimit, "no frame for %v", 2*c.srv.o.IdleTimeout), lingerTime)
+			return err
+		default:
 			return err
 		}
 		if err := c.handle(fr); err != nil {
@@ -225,6 +233,14 @@ func (c *conn) arm() {
 	// fail stores its deadline before it sets it, so one of the two of us sets the right one last.
 	if until := c.until.Load(); until != 0 {
 		c.nc.SetReadDeadline(time.Unix(0, until))
+	}
+}
+
+// send adds a frame to the outbox. One that the peer cannot take, which only what it made us echo can
+// bring about, ends the connection.
+func (c *conn) send(channel uint16, p amqpwire.Performative, payload []byte) {
+	if !c.out.frame(channel, p, payload, max(c.peerFrame, amqpwire.MinMaxFrameSize)) {
+		c.fail(problem(condFrameSize, "an answer does not fit the client's max-frame-size %d", c.peerFrame), lingerTime)
 	}
 }
 
@@ -328,7 +344,7 @@ func (c *conn) open(p *amqpwire.Open) error {
 			return errDone
 		}
 	}
-	c.out.frame(0, &amqpwire.Open{
+	c.send(0, &amqpwire.Open{
 		ContainerID: "DeviceGateway_" + newGUID(), MaxFrameSize: maxFrameSize, ChannelMax: maxChannel,
 		IdleTimeout: uint32(c.srv.o.IdleTimeout / time.Millisecond),
 	}, nil)

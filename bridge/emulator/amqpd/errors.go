@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"strings"
 
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/internal/amqpwire"
@@ -14,6 +15,7 @@ const (
 	condInternal       = "amqp:internal-error"
 	condNotFound       = "amqp:not-found"
 	condUnauthorized   = "amqp:unauthorized-access"
+	condFrameSize      = "amqp:frame-size-too-small"
 	condDecode         = "amqp:decode-error"
 	condLimit          = "amqp:resource-limit-exceeded"
 	condNotAllowed     = "amqp:not-allowed"
@@ -32,8 +34,13 @@ const (
 	condNoHub          = "com.microsoft:iot-hub-not-found-error"
 )
 
+// problem makes an error. Its text may quote the peer, so it is cut to what fits the smallest frame.
 func problem(condition, format string, args ...any) *amqpwire.Error {
-	return &amqpwire.Error{Condition: amqpwire.Symbol(condition), Description: fmt.Sprintf(format, args...)}
+	text := fmt.Sprintf(format, args...)
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText], "") + " …"
+	}
+	return &amqpwire.Error{Condition: amqpwire.Symbol(condition), Description: text}
 }
 
 // refused is the state a message ends in that the hub did not take.

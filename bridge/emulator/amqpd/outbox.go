@@ -37,17 +37,24 @@ func newOutbox() *outbox {
 	return o
 }
 
-// frame adds a frame; the writer sends it once it is woken or the outbox is well filled.
-func (o *outbox) frame(channel uint16, p amqpwire.Performative, payload []byte) {
+// frame adds a frame; the writer sends it once it is woken or the outbox is well filled. False
+// means that it was left out: it is larger than limit.
+func (o *outbox) frame(channel uint16, p amqpwire.Performative, payload []byte, limit uint32) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.last {
-		return
+		return true
 	}
+	n := len(o.buf)
 	o.buf = amqpwire.AppendFrame(o.buf, channel, p, payload)
+	if uint64(len(o.buf)-n) > uint64(limit) {
+		o.buf = o.buf[:n]
+		return false
+	}
 	if len(o.buf) >= outboxWake {
 		o.signal()
 	}
+	return true
 }
 
 // raw adds bytes that are no AMQP frame.

@@ -62,6 +62,7 @@ const (
 	maxReassembly  = 4 << 20         // bytes of deliveries that have not arrived whole
 	maxQueued      = 64              // messages that wait for credit on a link to the client
 	initialCredit  = 100             // topped up at half
+	maxText        = 240             // bytes of an error's description
 	incomingWindow = 5000            // transfer frames; renewed at half
 	lingerTime     = 2 * time.Second // for the peer to read why it was closed
 )

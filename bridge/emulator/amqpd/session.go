@@ -40,7 +40,7 @@ func (c *conn) begin(channel uint16, old *session, p *amqpwire.Begin) {
 // emit sends a frame after all dispositions that are due, so that the peer learns of things in their order.
 func (s *session) emit(p amqpwire.Performative, payload []byte) {
 	s.flush()
-	s.c.out.frame(s.channel, p, payload)
+	s.c.send(s.channel, p, payload)
 }
 
 // accepted notes a disposition to be sent with its neighbours.
@@ -64,7 +64,7 @@ func (s *session) flush() {
 	if s.runEnd != s.runFrom {
 		d.Last = amqpwire.Some(s.runEnd)
 	}
-	s.c.out.frame(s.channel, &d, nil)
+	s.c.send(s.channel, &d, nil)
 }
 
 // end ends the session because the peer broke its rules (§2.5.3).
