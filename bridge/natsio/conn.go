@@ -61,16 +61,16 @@ type Options struct {
 
 // Conn is one connection that never gives up. Safe for concurrent use.
 type Conn struct {
-	nc      *nats.Conn
-	js      jetstream.JetStream
-	api     string // prefix of JetStream's API, with a dot at its end
-	log     *slog.Logger
-	servers string // for people, without credentials
+	nc  *nats.Conn // set once; not for callbacks, which may run before
+	js  jetstream.JetStream
+	api string // prefix of JetStream's API, with a dot at its end
+	log *slog.Logger
 
 	mu        sync.Mutex
-	lastErr   error // why the latest attempt failed
-	fileErr   error // a credential's file that could not be read again
-	down      bool  // a streak of failed attempts has been logged
+	servers   string // for people, without credentials
+	lastErr   error  // why the latest attempt failed
+	fileErr   error  // a credential's file that could not be read again
+	down      bool   // a streak of failed attempts has been logged
 	denied    map[string]time.Time
 	listeners map[chan struct{}]struct{}
 }
@@ -79,7 +79,7 @@ type Conn struct {
 // which takes at most three seconds a server; reconnecting goes on in the
 // background, for ever. It fails only for options or files that cannot work.
 func Connect(o Options) (*Conn, error) {
-	c := &Conn{log: o.logger(), denied: map[string]time.Time{}, listeners: map[chan struct{}]struct{}{}}
+	c := &Conn{log: o.logger(), servers: o.shown(), denied: map[string]time.Time{}, listeners: map[chan struct{}]struct{}{}}
 	nc, settings, err := o.dial(c.file,
 		nats.RetryOnFailedConnect(true),
 		nats.MaxReconnects(-1),
@@ -87,8 +87,8 @@ func Connect(o Options) (*Conn, error) {
 		// violation" twice, and a credential that is being rotated ends the process.
 		nats.IgnoreAuthErrorAbort(),
 		nats.CustomReconnectDelay(reconnectDelay),
-		nats.ConnectHandler(func(*nats.Conn) { c.connected() }),
-		nats.ReconnectHandler(func(*nats.Conn) { c.connected() }),
+		nats.ConnectHandler(c.connected),
+		nats.ReconnectHandler(c.connected),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { c.disconnected(err) }),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { c.disconnected(err) }),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) { c.asyncError(sub, err) }),
@@ -96,7 +96,10 @@ func Connect(o Options) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.nc, c.servers = nc, settings.servers
+	c.nc = nc
+	c.mu.Lock()
+	c.servers = settings.servers
+	c.mu.Unlock()
 	c.js, c.api, err = settings.jetStream(nc)
 	if err != nil {
 		nc.Close()
@@ -114,20 +117,20 @@ func (c *Conn) JetStream() jetstream.JetStream { return c.js }
 // Ready is nil while the connection is up and usable. Otherwise it is one line:
 // the server, without credentials, and the cause.
 func (c *Conn) Ready() error {
+	c.mu.Lock()
+	servers, last, file := c.servers, c.lastErr, c.fileErr
+	c.mu.Unlock()
 	if !c.nc.IsConnected() {
-		c.mu.Lock()
-		last, file := c.lastErr, c.fileErr
-		c.mu.Unlock()
 		if file != nil {
 			return file
 		}
 		if err := c.nc.LastError(); err != nil && !errors.Is(err, nats.ErrPermissionViolation) {
 			last = err
 		}
-		return connError(c.servers, last)
+		return connError(servers, last)
 	}
 	if v := c.nc.ConnectedServerVersion(); tooOld(v) {
-		return tooOldError(c.servers, v)
+		return tooOldError(servers, v)
 	}
 	if what := c.deniedOf(func(op, subject string) bool { return op == "subscribe" || strings.HasPrefix(subject, "$JS.") }); what != "" {
 		return errors.New("missing NATS permission: " + what)
@@ -187,7 +190,7 @@ func (c *Conn) deniedOf(match func(op, subject string) bool) string {
 	return slices.Min(found)
 }
 
-func (c *Conn) connected() {
+func (c *Conn) connected(nc *nats.Conn) {
 	c.mu.Lock()
 	c.lastErr, c.fileErr, c.down = nil, nil, false
 	clear(c.denied) // a server disconnects a client whose permissions change
@@ -198,7 +201,7 @@ func (c *Conn) connected() {
 		}
 	}
 	c.mu.Unlock()
-	c.log.Info("NATS connected", "server", redact(c.nc.ConnectedUrl()), "version", c.nc.ConnectedServerVersion())
+	c.log.Info("NATS connected", "server", redact(nc.ConnectedUrl()), "version", nc.ConnectedServerVersion())
 }
 
 func (c *Conn) disconnected(err error) {
@@ -209,9 +212,10 @@ func (c *Conn) disconnected(err error) {
 	c.lastErr = err
 	first := !c.down
 	c.down = true
+	text := connError(c.servers, err)
 	c.mu.Unlock()
 	if first {
-		c.log.Warn("NATS connection lost or not yet there, trying again", "err", connError(c.servers, err))
+		c.log.Warn("NATS connection lost or not yet there, trying again", "err", text)
 	}
 }
 
@@ -397,6 +401,14 @@ func (o Options) credentials(fileErr func(error)) ([]nats.Option, error) {
 	if len(kinds) > 1 {
 		return nil, fmt.Errorf("nats: %s: only one kind of credential at a time", strings.Join(kinds, " and "))
 	}
+	for option, path := range map[string]string{"tls ca_file": o.CAFile, "tls cert_file": o.CertFile, "tls key_file": o.KeyFile} {
+		if path == "" {
+			continue
+		}
+		if _, err := os.ReadFile(path); err != nil {
+			return nil, fileError(option, path, err)
+		}
+	}
 	if o.CAFile != "" {
 		opts = append(opts, nats.RootCAs(o.CAFile))
 	}
@@ -459,10 +471,11 @@ func connError(servers string, err error) error {
 // cause is what a person must know of a failed connection: "connection refused",
 // not the layers around it.
 func cause(err error) error {
+	var network *net.OpError // a file's error names the file, so it stays whole
 	var errno syscall.Errno
 	var dns *net.DNSError
 	switch {
-	case errors.As(err, &errno):
+	case errors.As(err, &network) && errors.As(network.Err, &errno):
 		return errno
 	case errors.As(err, &dns):
 		return fmt.Errorf("lookup %s: %s", dns.Name, dns.Err)

@@ -1,0 +1,656 @@
+package natsio
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+
+	"downlink/bridge"
+	"downlink/bridge/bridgetest"
+	"downlink/mapping"
+)
+
+// tally records the calls of done in their order.
+type tally struct {
+	mu   sync.Mutex
+	done []int
+	errs map[int]error
+}
+
+func (y *tally) note(i int) func(error) {
+	return func(err error) {
+		y.mu.Lock()
+		defer y.mu.Unlock()
+		y.done = append(y.done, i)
+		if err != nil {
+			if y.errs == nil {
+				y.errs = map[int]error{}
+			}
+			y.errs[i] = err
+		}
+	}
+}
+
+func (y *tally) count() int {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return len(y.done)
+}
+
+func (y *tally) check(t testing.TB, from, to int) {
+	t.Helper()
+	require.Eventually(t, func() bool { return y.count() == to-from+1 }, 30*time.Second, 5*time.Millisecond, "done: %d", y.count())
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for i, got := range y.done {
+		require.Equal(t, from+i, got, "order of the calls")
+	}
+}
+
+func pub(i int) *mapping.Publication {
+	return &mapping.Publication{Subject: "edge.d1.x", Header: map[string][]string{"x-i": {strconv.Itoa(i)}}, Data: []byte(strconv.Itoa(i)), ID: "id-" + strconv.Itoa(i)}
+}
+
+// stored returns the payloads of a stream in its order.
+func stored(t testing.TB, js jetstream.JetStream, name string) (out []int) {
+	t.Helper()
+	s, err := js.Stream(t.Context(), name)
+	require.NoError(t, err)
+	for seq := s.CachedInfo().State.FirstSeq; seq <= s.CachedInfo().State.LastSeq && seq > 0; seq++ {
+		m, err := s.GetMsg(t.Context(), seq)
+		require.NoError(t, err)
+		i, err := strconv.Atoi(string(m.Data))
+		require.NoError(t, err)
+		out = append(out, i)
+	}
+	return out
+}
+
+func upTo(n int) (out []int) {
+	for i := 1; i <= n; i++ {
+		out = append(out, i)
+	}
+	return out
+}
+
+func runOrdered(t testing.TB, url string, change func(*PublisherOptions)) (*OrderedPublisher, func()) {
+	t.Helper()
+	o := PublisherOptions{Conn: Options{URLs: []string{url}}, Logger: testLog(t)}
+	if change != nil {
+		change(&o)
+	}
+	p, err := NewOrderedPublisher(o)
+	require.NoError(t, err)
+	return p, run(t, p.Run)
+}
+
+func becomesReady(t testing.TB, ready func() error) {
+	t.Helper()
+	require.Eventually(t, func() bool { return ready() == nil }, 15*time.Second, 5*time.Millisecond, "%v", ready())
+}
+
+func TestOrderedPublisher(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "EDGE", "edge.>")
+	p, _ := runOrdered(t, n.URL(), func(o *PublisherOptions) { o.Window = 16 })
+	becomesReady(t, p.Ready)
+	var y tally
+	for i := 1; i <= 1000; i++ {
+		require.NoError(t, p.Publish(t.Context(), pub(i), y.note(i)))
+	}
+	y.check(t, 1, 1000)
+	require.Empty(t, y.errs)
+	js := n.JetStream(t)
+	require.Equal(t, upTo(1000), stored(t, js, "EDGE"))
+	s, err := js.Stream(t.Context(), "EDGE")
+	require.NoError(t, err)
+	m, err := s.GetMsg(t.Context(), 5)
+	require.NoError(t, err)
+	require.Equal(t, nats.Header{"x-i": {"5"}, "Nats-Msg-Id": {"id-5"}}, m.Header)
+	// The same message again is stored once.
+	require.NoError(t, p.Publish(t.Context(), pub(7), y.note(1001)))
+	y.check(t, 1, 1001)
+	require.Empty(t, y.errs)
+	require.Len(t, stored(t, js, "EDGE"), 1000)
+}
+
+// Whatever happens to the connection or the server, the stream has all, once and in order.
+func TestOrderedPublisherThroughFaults(t *testing.T) {
+	for name, fault := range map[string]func(t *testing.T, n *bridgetest.NATS, l *bridgetest.Link){
+		"cut":     func(_ *testing.T, _ *bridgetest.NATS, l *bridgetest.Link) { l.Cut() },
+		"restart": func(t *testing.T, n *bridgetest.NATS, _ *bridgetest.Link) { n.Restart(t) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := bridgetest.RunNATS(t)
+			n.CreateStream(t, "EDGE", "edge.>")
+			link := n.Link(t)
+			p, _ := runOrdered(t, link.URL(), func(o *PublisherOptions) { o.Stream = "EDGE" })
+			const total = 5000
+			var y tally
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for k := 1; k <= 5; k++ {
+					for y.count() < k*total/6 {
+						if sleep(t.Context(), time.Millisecond) != nil {
+							return
+						}
+					}
+					fault(t, n, link)
+				}
+			})
+			for i := 1; i <= total; i++ {
+				require.NoError(t, p.Publish(t.Context(), pub(i), y.note(i)))
+			}
+			y.check(t, 1, total)
+			wg.Wait()
+			require.Empty(t, y.errs)
+			require.Equal(t, upTo(total), stored(t, n.JetStream(t), "EDGE"))
+		})
+	}
+}
+
+// Without IDs a message may repeat, but none is lost and none changes places.
+func TestOrderedPublisherWithoutIDs(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "EDGE", "edge.>")
+	link := n.Link(t)
+	p, _ := runOrdered(t, link.URL(), nil)
+	var y tally
+	const total = 3000
+	for i := 1; i <= total; i++ {
+		m := pub(i)
+		m.ID = ""
+		require.NoError(t, p.Publish(t.Context(), m, y.note(i)))
+		if i%700 == 0 {
+			link.Cut()
+		}
+	}
+	y.check(t, 1, total)
+	var first []int
+	seen := map[int]bool{}
+	for _, i := range stored(t, n.JetStream(t), "EDGE") {
+		if !seen[i] {
+			seen[i] = true
+			first = append(first, i)
+		}
+	}
+	require.Equal(t, upTo(total), first)
+}
+
+func TestOrderedPublisherWaitsForItsStream(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	p, _ := runOrdered(t, n.URL(), nil)
+	becomesReady(t, p.Ready)
+	var y tally
+	for i := 1; i <= 10; i++ {
+		require.NoError(t, p.Publish(t.Context(), pub(i), y.note(i)))
+	}
+	becomes(t, p.Ready, "no stream stores subject edge.d1.x")
+	require.Zero(t, y.count())
+	n.CreateStream(t, "EDGE", "edge.>")
+	y.check(t, 1, 10)
+	becomesReady(t, p.Ready)
+	require.Equal(t, upTo(10), stored(t, n.JetStream(t), "EDGE"))
+}
+
+func TestOrderedPublisherStreamOption(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	p, _ := runOrdered(t, n.URL(), func(o *PublisherOptions) { o.Stream, o.Subjects = "EDGE", []string{"edge.>"} })
+	becomes(t, p.Ready, "stream EDGE does not exist: `nats stream add EDGE --subjects 'edge.>'` or set create: true")
+	q, _ := runOrdered(t, n.URL(), func(o *PublisherOptions) { o.Stream, o.Subjects, o.Create = "EDGE", []string{"edge.>"}, true })
+	becomesReady(t, q.Ready)
+	becomesReady(t, p.Ready)
+	s, err := n.JetStream(t).Stream(t.Context(), "EDGE")
+	require.NoError(t, err)
+	require.Equal(t, 48*time.Hour, s.CachedInfo().Config.Duplicates)
+}
+
+// A full stream holds everything up and loses nothing; nothing overtakes what does not fit.
+func TestOrderedPublisherFullStream(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	s := n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "EDGE", Subjects: []string{"edge.>"}, MaxBytes: 3000, Discard: jetstream.DiscardNew})
+	p, _ := runOrdered(t, n.URL(), func(o *PublisherOptions) { o.Stream = "EDGE" })
+	var y tally
+	var got []int
+	for i := 1; i <= 40; i++ {
+		m := pub(i)
+		if i%3 == 0 {
+			m.Header["pad"] = []string{strings.Repeat("x", 900)}
+		}
+		require.NoError(t, p.Publish(t.Context(), m, y.note(i)))
+	}
+	becomes(t, p.Ready, "maximum bytes exceeded")
+	for len(got) < 40 {
+		// A consumer takes what is there.
+		got = append(got, stored(t, n.JetStream(t), "EDGE")...)
+		require.NoError(t, s.Purge(t.Context(), jetstream.WithPurgeSequence(uint64(len(got)+1))))
+	}
+	y.check(t, 1, 40)
+	require.Equal(t, upTo(40), got)
+	becomesReady(t, p.Ready)
+}
+
+// What can never be published is refused alone, in its place.
+func TestOrderedPublisherRefuses(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "EDGE", Subjects: []string{"edge.>"}, MaxMsgSize: 100_000})
+	p, _ := runOrdered(t, n.URL(), nil)
+	var y tally
+	bad := map[int]func(*mapping.Publication){
+		3:  func(m *mapping.Publication) { m.Subject = "edge..x" },
+		5:  func(m *mapping.Publication) { m.Data = make([]byte, 2<<20) },
+		6:  func(m *mapping.Publication) { m.Data = make([]byte, 200_000) },
+		8:  func(m *mapping.Publication) { m.Header["a b"] = []string{"x"} },
+		9:  func(m *mapping.Publication) { m.Header["big"] = []string{strings.Repeat("x", 70_000)} },
+		12: func(m *mapping.Publication) { m.Subject = "edge.*" },
+	}
+	var want []int
+	for i := 1; i <= 12; i++ {
+		m := pub(i)
+		if change := bad[i]; change != nil {
+			change(m)
+		} else {
+			want = append(want, i)
+		}
+		require.NoError(t, p.Publish(t.Context(), m, y.note(i)))
+	}
+	y.check(t, 1, 12)
+	require.Len(t, y.errs, len(bad))
+	for i := range bad {
+		var e *bridge.Error
+		require.ErrorAs(t, y.errs[i], &e, "%d", i)
+		require.Equal(t, bridge.Refused, e.Class)
+	}
+	require.Equal(t, want, stored(t, n.JetStream(t), "EDGE"))
+	becomesReady(t, p.Ready)
+}
+
+func TestPublishersStop(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	url := "nats://" + l.Addr().String()
+	require.NoError(t, l.Close())
+	ordered, err := NewOrderedPublisher(PublisherOptions{Conn: Options{URLs: []string{url}}, Window: 2})
+	require.NoError(t, err)
+	core, err := NewCorePublisher(PublisherOptions{Conn: Options{URLs: []string{url}}, Window: 2})
+	require.NoError(t, err)
+	for _, p := range []interface {
+		Run(context.Context) error
+		Publish(context.Context, *mapping.Publication, func(error)) error
+		Ready() error
+	}{ordered, core} {
+		stop := run(t, p.Run)
+		var y tally
+		require.NoError(t, p.Publish(t.Context(), pub(1), y.note(1)))
+		require.NoError(t, p.Publish(t.Context(), pub(2), y.note(2)))
+		becomes(t, p.Ready, url, "connection refused")
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		require.ErrorIs(t, p.Publish(ctx, pub(3), y.note(3)), context.DeadlineExceeded, "the window is full")
+		cancel()
+		blocked := make(chan error)
+		go func() { blocked <- p.Publish(t.Context(), pub(4), y.note(4)) }()
+		stop()
+		require.ErrorIs(t, <-blocked, context.Canceled)
+		y.check(t, 1, 2)
+		require.ErrorIs(t, y.errs[1], context.Canceled)
+		require.ErrorIs(t, p.Publish(t.Context(), pub(5), y.note(5)), context.Canceled)
+	}
+}
+
+func TestPublisherNamesMissingPermission(t *testing.T) {
+	n := bridgetest.RunNATS(t, func(o *server.Options) {
+		o.Users = []*server.User{{Username: "relay", Password: secret, Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"edge.d1.x"}}}}}
+	})
+	o := PublisherOptions{Conn: Options{URLs: []string{n.URL()}, User: "relay", PasswordFile: write(t, t.TempDir(), "p", secret)}}
+	ordered, err := NewOrderedPublisher(o)
+	require.NoError(t, err)
+	core, err := NewCorePublisher(o)
+	require.NoError(t, err)
+	run(t, ordered.Run)
+	run(t, core.Run)
+	var y tally
+	require.NoError(t, ordered.Publish(t.Context(), pub(1), y.note(1)))
+	require.NoError(t, core.Publish(t.Context(), pub(1), y.note(1)))
+	becomes(t, ordered.Ready, `missing NATS permission: publish to "edge.d1.x"`)
+	becomes(t, core.Ready, `missing NATS permission: publish to "edge.d1.x"`)
+	require.Zero(t, y.count(), "nothing is lost")
+}
+
+func TestCorePublisher(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	link := n.Link(t)
+	var mu sync.Mutex
+	var got []int
+	_, err := n.Conn(t).Subscribe("edge.>", func(m *nats.Msg) {
+		i, _ := strconv.Atoi(string(m.Data))
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, i)
+	})
+	require.NoError(t, err)
+	p, err := NewCorePublisher(PublisherOptions{Conn: Options{URLs: []string{link.URL()}}, Logger: testLog(t)})
+	require.NoError(t, err)
+	run(t, p.Run)
+	becomesReady(t, p.Ready)
+	var y tally
+	const total = 3000
+	for i := 1; i <= total; i++ {
+		m := pub(i)
+		if i == 77 {
+			m.Subject = "bad subject"
+		}
+		require.NoError(t, p.Publish(t.Context(), m, y.note(i)))
+		if i%700 == 0 {
+			link.Cut()
+		}
+	}
+	y.check(t, 1, total)
+	require.Len(t, y.errs, 1)
+	require.Error(t, y.errs[77])
+	want := slices.DeleteFunc(upTo(total), func(i int) bool { return i == 77 })
+	require.Eventually(t, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		seen := map[int]bool{}
+		var first []int
+		for _, i := range got {
+			if !seen[i] {
+				seen[i] = true
+				first = append(first, i)
+			}
+		}
+		return slices.Equal(want, first)
+	}, 10*time.Second, 10*time.Millisecond)
+	becomesReady(t, p.Ready)
+}
+
+func TestDeadLetters(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	c := connectTo(t, n.URL())
+	d, err := NewDeadLetters(DeadLettersOptions{Conn: c, Create: true, MaxAge: time.Hour})
+	require.NoError(t, err)
+	require.Error(t, d.Ready())
+	run(t, d.Run)
+	becomesReady(t, d.Ready)
+	require.NoError(t, d.Store(t.Context(), letter()))
+	l := letter()
+	l.Attempts++
+	require.NoError(t, d.Store(t.Context(), l), "the same one after a crash")
+	other := letter()
+	other.Device = "berlin-pump8"
+	require.NoError(t, d.Store(t.Context(), other), "another target of the same message")
+
+	js := n.JetStream(t)
+	s, err := js.Stream(t.Context(), "DOWNLINK_DEAD")
+	require.NoError(t, err)
+	cfg := s.CachedInfo().Config
+	require.Equal(t, []string{"downlink.dead.>"}, cfg.Subjects)
+	require.Equal(t, time.Hour, cfg.MaxAge)
+	require.EqualValues(t, 1<<30, cfg.MaxBytes)
+	require.Equal(t, jetstream.DiscardNew, cfg.Discard)
+	require.EqualValues(t, 2, s.CachedInfo().State.Msgs)
+	m, err := s.GetMsg(t.Context(), 1)
+	require.NoError(t, err)
+	require.Equal(t, "downlink.dead.expired.commands", m.Subject)
+	require.Equal(t, "now", string(m.Data))
+	id := m.Header.Get("Nats-Msg-Id")
+	require.Contains(t, id, "dead-")
+	require.Equal(t, nats.Header{
+		"X-User": {"ann"}, "Downlink-Orig-Nats-Msg-Id": {"m1"}, "Downlink-Orig-nats-rollup": {"all"}, "Downlink-Orig-DOWNLINK-Via": {"other"},
+		"Downlink-Format": {"1"}, "Downlink-Reason": {"expired"}, "Downlink-Condition": {"amqp:not-found"},
+		"Downlink-Text": {"expired Nats-Rollup: all"}, "Downlink-Device": {"berlin-pump7"}, "Downlink-Hub": {"main"},
+		"Downlink-Route": {"commands"}, "Downlink-Message-Id": {"COMMANDS:7:x"}, "Downlink-Attempts": {"3"},
+		"Downlink-At": {"2026-01-02T04:00:00Z"}, "Downlink-Subject": {"cmd.berlin.pump7.reboot"}, "Downlink-Stream": {"COMMANDS"},
+		"Downlink-Seq": {"7"}, "Downlink-Time": {"2026-01-02T03:04:05.000000006Z"}, "Nats-Msg-Id": {id},
+	}, m.Header)
+}
+
+func TestDeadLettersOfAnyMessage(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	c := connectTo(t, n.URL())
+	d, err := NewDeadLetters(DeadLettersOptions{Conn: c, Name: "prod-eu.x", Create: true})
+	require.Error(t, err)
+	d, err = NewDeadLetters(DeadLettersOptions{Conn: c, Name: "prod-eu", Create: true})
+	require.NoError(t, err)
+	require.Equal(t, "PROD_EU_DEAD", d.Stream())
+	l := letter()
+	l.Route = "a.b *>é"
+	l.Message = &mapping.Input{Subject: "core.x", Payload: make([]byte, 1<<20), Header: map[string][]string{
+		"a(b": {"x"}, "Big": {strings.Repeat("y", 70_000)}, "Small": {"z"},
+	}}
+	// Without Run: the first Store makes the stream.
+	require.NoError(t, d.Store(t.Context(), l))
+	require.NoError(t, d.Ready())
+	l.Message.Stream, l.Message.Sequence = "COMMANDS", 9
+	require.NoError(t, d.Store(t.Context(), l))
+	js := n.JetStream(t)
+	s, err := js.Stream(t.Context(), d.Stream())
+	require.NoError(t, err)
+	m, err := s.GetMsg(t.Context(), 1)
+	require.NoError(t, err)
+	require.Equal(t, "prod-eu.dead.expired.a%2Eb%20%2A%3E%C3%A9", m.Subject)
+	require.Equal(t, "core", m.Header.Get("Downlink-Truncated"))
+	require.Empty(t, m.Header.Get("Downlink-Seq"))
+	require.Empty(t, m.Header.Get("Big"))
+	require.Equal(t, "z", m.Header.Get("Small"))
+	require.Equal(t, []string{"x"}, m.Header["a%28b"])
+	require.Less(t, len(m.Data), 1<<20)
+	require.Greater(t, len(m.Data), 1<<20-4096)
+	m, err = s.GetMsg(t.Context(), 2)
+	require.NoError(t, err)
+	require.Equal(t, "COMMANDS:9", m.Header.Get("Downlink-Truncated"))
+}
+
+func TestDeadLettersFitAStreamOfSmallMessages(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "DOWNLINK_DEAD", Subjects: []string{"downlink.dead.>"}, MaxMsgSize: 2000})
+	d, err := NewDeadLetters(DeadLettersOptions{Conn: connectTo(t, n.URL())})
+	require.NoError(t, err)
+	l := letter()
+	l.Message.Payload = make([]byte, 5000)
+	require.NoError(t, d.Store(t.Context(), l))
+}
+
+func TestDeadLettersCannotBeStored(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	c := connectTo(t, n.URL())
+	d, err := NewDeadLetters(DeadLettersOptions{Conn: c})
+	require.NoError(t, err)
+	run(t, d.Run)
+	becomes(t, d.Ready, "stream DOWNLINK_DEAD for dead letters does not exist: `nats stream add DOWNLINK_DEAD --subjects 'downlink.dead.>'` or set storage.create: true")
+	require.ErrorContains(t, d.Store(t.Context(), letter()), "does not exist")
+	s := n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "DOWNLINK_DEAD", Subjects: []string{"downlink.dead.>"}, MaxMsgs: 1, Discard: jetstream.DiscardNew})
+	becomesReady(t, d.Ready)
+	require.NoError(t, d.Store(t.Context(), letter()))
+	other := letter()
+	other.Device = "x"
+	require.ErrorContains(t, d.Store(t.Context(), other), "maximum messages exceeded")
+	require.ErrorContains(t, d.Ready(), "maximum messages exceeded")
+	require.NoError(t, s.Purge(t.Context()))
+	require.NoError(t, d.Store(t.Context(), other))
+	require.NoError(t, d.Ready())
+}
+
+func TestCoreSource(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	c := connectTo(t, n.URL())
+	s, err := NewCoreSource(CoreOptions{Conn: c, Queue: "downlink", Subjects: []string{"cmd.*.a", "cmd.x.*", "other.>"}})
+	require.NoError(t, err)
+	require.Equal(t, "core", s.Name())
+	run(t, s.Run)
+	becomesReady(t, s.Ready)
+	require.NoError(t, c.NATS().Flush())
+	nc := n.Conn(t)
+	for i, subject := range []string{"cmd.x.a", "cmd.y.z", "other.b", "cmd.x.b", "cmd.y.a"} {
+		require.NoError(t, nc.Publish(subject, []byte(strconv.Itoa(i))))
+	}
+	var got []string
+	for range 4 {
+		d, err := s.Receive(t.Context())
+		require.NoError(t, err)
+		got = append(got, d.Message().Subject)
+		require.Nil(t, d.Message().Header)
+		require.Zero(t, d.Message().Sequence)
+		_, isRequest := d.(bridge.Replier)
+		require.False(t, isRequest)
+		require.NoError(t, d.Ack(t.Context()))
+		require.NoError(t, d.Term(t.Context(), "x"))
+	}
+	require.Equal(t, []string{"cmd.x.a", "other.b", "cmd.x.b", "cmd.y.a"}, got, "each once, in order, and nothing else")
+
+	answers := make(chan *nats.Msg, 2)
+	for range 2 {
+		go func() {
+			m, err := nc.Request("cmd.x.a", nil, 10*time.Second)
+			if err == nil {
+				answers <- m
+			}
+		}()
+	}
+	receipts := []bridge.Receipt{{ID: "1", Status: "accepted", Subject: "cmd.x.a"}, {ID: "2", Status: "dead", Reason: "expired", Text: "late", Subject: "cmd.x.a"}}
+	for i := range 2 {
+		d, err := s.Receive(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, d.(bridge.Replier).Reply(t.Context(), receipts[:i+1]))
+		m := <-answers
+		if i == 0 {
+			require.Equal(t, "accepted", m.Header.Get("Downlink-Status"))
+			var r bridge.Receipt
+			require.NoError(t, json.Unmarshal(m.Data, &r))
+			require.Equal(t, receipts[0], r)
+		} else {
+			require.Equal(t, "dead", m.Header.Get("Downlink-Status"))
+			require.Equal(t, "expired", m.Header.Get("Downlink-Reason"))
+			var r []bridge.Receipt
+			require.NoError(t, json.Unmarshal(m.Data, &r))
+			require.Equal(t, receipts, r)
+		}
+	}
+}
+
+func TestCoreSourceCountsWhatItLoses(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	c := connectTo(t, n.URL())
+	s, err := NewCoreSource(CoreOptions{Conn: c, Queue: "downlink", Subjects: []string{"cmd.>"}, Pending: 10})
+	require.NoError(t, err)
+	run(t, s.Run)
+	becomesReady(t, s.Ready)
+	require.NoError(t, c.NATS().Flush())
+	nc := n.Conn(t)
+	for i := range 25 {
+		require.NoError(t, nc.Publish("cmd.x", []byte(strconv.Itoa(i))))
+	}
+	require.Eventually(t, func() bool { return s.Dropped() == 15 }, 10*time.Second, 10*time.Millisecond)
+	for i := range 10 {
+		d, err := s.Receive(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, strconv.Itoa(i), string(d.Message().Payload))
+	}
+	s.Drain()
+	require.NoError(t, nc.Publish("cmd.x", nil))
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err = s.Receive(ctx)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+func TestCoreConflict(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "COMMANDS", "cmd.*.stored.>")
+	c := connectTo(t, n.URL())
+	for subject, want := range map[string]string{
+		"cmd.a.stored.x": "COMMANDS", "cmd.>": "COMMANDS", "cmd.a.*.x": "COMMANDS", "cmd.a.live": "", "other.>": "",
+	} {
+		got, err := CoreConflict(t.Context(), c, []string{"nothing", subject})
+		require.NoError(t, err)
+		require.Equal(t, want, got, subject)
+	}
+	plain := bridgetest.RunNATS(t, func(o *server.Options) { o.JetStream = false })
+	got, err := CoreConflict(t.Context(), connectTo(t, plain.URL()), []string{"cmd.>"})
+	require.NoError(t, err)
+	require.Empty(t, got)
+}
+
+func TestPatterns(t *testing.T) {
+	for _, c := range []struct {
+		a, b    string
+		collide bool
+	}{
+		{"a.b", "a.b", true}, {"a.*", "a.b", true}, {"a.*.c", "a.b.*", true}, {"a.>", "a", false}, {"a.>", "a.b.c", true},
+		{">", "x", true}, {"a.*", "b.*", false}, {"a.*", "a.b.c", false}, {"*.b", "a.*", true},
+	} {
+		require.Equal(t, c.collide, collide(c.a, c.b), "%s %s", c.a, c.b)
+		require.Equal(t, c.collide, collide(c.b, c.a), "%s %s", c.a, c.b)
+	}
+	require.True(t, matches("a.*.c", "a.b.c"))
+	require.True(t, matches("a.>", "a.b.c"))
+	require.False(t, matches("a.>", "a"))
+	require.False(t, matches("a.*", "a.b.c"))
+	require.False(t, matches("a.b.c", "a.b"))
+	require.Equal(t, []string{"a.*.*", "z"}, disjoint([]string{"a.*.c", "z", "a.b.*"}))
+	require.Equal(t, []string{"a.>"}, disjoint([]string{"a.>", "a.b", "a.b.c"}))
+	require.Equal(t, []string{"*.>"}, disjoint([]string{"*.b", "a.>", "*.*.c"}))
+	require.Equal(t, []string{"a", "b"}, disjoint([]string{"b", "a", "b"}))
+}
+
+func TestServer(t *testing.T) {
+	dir := t.TempDir()
+	s, err := StartServer(ServerOptions{Listen: "127.0.0.1:0", StoreDir: dir, Streams: []Stream{{Name: "EDGE", Subjects: []string{"edge.>"}, Duplicates: time.Hour}}, Logger: testLog(t)})
+	require.NoError(t, err)
+	c := connectTo(t, s.URL())
+	isReady(t, c)
+	_, err = c.JetStream().Publish(t.Context(), "edge.x", []byte("1"))
+	require.NoError(t, err)
+	addr := strings.TrimPrefix(s.URL(), "nats://")
+	_, err = StartServer(ServerOptions{Listen: addr})
+	require.ErrorContains(t, err, "embedded nats: ")
+	require.ErrorContains(t, err, "address already in use")
+	c.Close()
+	require.NoError(t, s.Close())
+
+	s, err = StartServer(ServerOptions{Listen: addr, StoreDir: dir, Streams: []Stream{{Name: "EDGE", Subjects: []string{"edge.>"}}}})
+	require.NoError(t, err)
+	defer s.Close()
+	require.Equal(t, "nats://"+addr, s.URL())
+	stream, err := connectTo(t, s.URL()).JetStream().Stream(t.Context(), "EDGE")
+	require.NoError(t, err)
+	require.EqualValues(t, 1, stream.CachedInfo().State.Msgs)
+	require.Equal(t, time.Hour, stream.CachedInfo().Config.Duplicates, "an existing stream stays as it is")
+}
+
+func TestServerOptions(t *testing.T) {
+	for listen, want := range map[string]string{
+		"localhost": `embedded nats: listen "localhost": not host:port`, "127.0.0.1:x": `"x" is not a port`, "127.0.0.1:70000": "is not a port",
+	} {
+		_, err := StartServer(ServerOptions{Listen: listen})
+		require.ErrorContains(t, err, want)
+	}
+	_, err := StartServer(ServerOptions{Listen: "127.0.0.1:0", Streams: []Stream{{Name: "a b"}}})
+	require.ErrorContains(t, err, "embedded nats: stream a b: ")
+	s, err := StartServer(ServerOptions{Listen: "127.0.0.1:0"})
+	require.NoError(t, err)
+	require.DirExists(t, s.temp)
+	require.NoError(t, s.Close())
+	require.NoDirExists(t, s.temp)
+}
+
+func TestCheckSubject(t *testing.T) {
+	for _, s := range []string{"", ".", "a.", ".a", "a..b", "a b", "a.*", "a.>", "a\t", "a\x00"} {
+		require.Error(t, checkSubject(s), fmt.Sprintf("%q", s))
+	}
+	for _, s := range []string{"a", "a.b", "a*.b", "é.%20"} {
+		require.NoError(t, checkSubject(s), s)
+	}
+}
