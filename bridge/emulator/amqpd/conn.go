@@ -246,14 +246,18 @@ func (c *conn) send(channel uint16, p amqpwire.Performative, payload []byte) {
 
 // flush sends all that was held back to be sent in one go.
 func (c *conn) flush() {
+	c.settle()
+	c.out.flush()
+}
+
+func (c *conn) settle() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, s := range c.sessions {
 		if s != nil {
 			s.flush()
 		}
 	}
-	c.mu.Unlock()
-	c.out.flush()
 }
 
 func (c *conn) handle(fr amqpwire.Frame) error {

@@ -43,7 +43,7 @@ func (c *conn) message(delivery []byte) (m c2d.Message, err error) {
 }
 
 func decodeError(err error) error {
-	return &c2d.Refusal{Condition: condDecode, Code: 400000, Text: err.Error()}
+	return &c2d.Refusal{Condition: condDecode, Code: 400004, Text: err.Error()}
 }
 
 func argumentError(format string, args ...any) error {

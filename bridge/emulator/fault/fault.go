@@ -15,8 +15,7 @@ import (
 // Point is a place in the hub where a fault can be injected.
 type Point string
 
-// The points. At all but Transfer, MQTTPublish and Puback there is no device on the
-// service side, so Next is asked with an empty device there.
+// The points. Open, PutToken and AttachSender concern no device: there Next is asked with an empty one.
 const (
 	Open         Point = "open"          // an AMQP connection's OPEN, before it is answered
 	PutToken     Point = "put-token"     // a put-token request on $cbs
