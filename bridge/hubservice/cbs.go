@@ -155,6 +155,7 @@ func (c credential) mint(now time.Time) (string, time.Time, error) {
 		}
 		return c.fixed, c.fixedExpiry, nil
 	}
-	expiry := now.Add(c.lifetime)
+	// A token's expiry is in whole seconds; rounded up, it lives as long as asked.
+	expiry := now.Add(c.lifetime + time.Second - 1).Truncate(time.Second)
 	return sas.Sign(c.host, c.keyName, c.key, expiry), expiry, nil
 }

@@ -15,5 +15,9 @@
 // one every 30 s, AMQP 1.0 §2.4.5), TCP keep-alive probes every 15 s, a write
 // that makes no progress for 15 s ends it, and so does Options.Stall.
 //
+// A link or session that the hub closes while nothing is being sent is noticed by
+// the next send, which then takes a new connection without its caller's knowing;
+// until then Ready does not tell. The end of the connection is noticed at once.
+//
 // outcome.go is the table from the hub's answer to the engine's class.
 package hubservice

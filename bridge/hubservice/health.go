@@ -63,7 +63,7 @@ func (h *health) connected(expires time.Time) {
 	h.link, h.token, h.logged = nil, nil, kindNone
 	h.since, h.tokenExpires = time.Now(), expires
 	h.connects++
-	h.log.Info("connected to the hub", "address", h.address)
+	h.log.Info("connected to the hub at " + h.address)
 }
 
 // disconnected: the link was lost (lost is true), or could not be made.
@@ -130,7 +130,7 @@ func (h *health) notRenewed(err error, expires time.Time) {
 	}
 	h.token = fmt.Errorf("cannot renew the token, which expires at %s: %w", expires.UTC().Format(time.RFC3339), err)
 	if first {
-		h.log.Warn("cannot renew the token; trying again", "err", err, "expires", expires.UTC())
+		h.log.Warn("cannot renew the token; trying again", "err", err)
 	}
 }
 

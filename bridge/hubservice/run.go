@@ -125,7 +125,8 @@ func (c *Client) renewToken(ctx context.Context, l *link, expires time.Time) (ti
 	var last error
 	for {
 		token, next, err := c.credential.mint(time.Now())
-		if err == nil && next.After(expires) {
+		readyMade := c.credential.fixed != "" && err == nil // there is no newer one
+		if err == nil && !readyMade {
 			if err = c.putToken(ctx, l, token); err == nil {
 				c.health.renewed(next)
 				return next, nil
@@ -139,8 +140,8 @@ func (c *Client) renewToken(ctx context.Context, l *link, expires time.Time) (ti
 			c.health.notRenewed(err, expires)
 		}
 		wait := pause.NextBackOff()
-		if err == nil {
-			wait = time.Until(expires) // a ready-made token: there is no other
+		if readyMade {
+			wait = time.Until(expires)
 		}
 		if !sleep(ctx, wait) {
 			if last != nil {
@@ -153,7 +154,7 @@ func (c *Client) renewToken(ctx context.Context, l *link, expires time.Time) (ti
 
 // putToken bounds one try, so that a silent $cbs is asked again.
 func (c *Client) putToken(ctx context.Context, l *link, token string) error {
-	ctx, cancel := context.WithTimeout(ctx, min(10*time.Second, c.options.TokenLifetime/5))
+	ctx, cancel := context.WithTimeout(ctx, min(10*time.Second, c.options.TokenLifetime/10))
 	defer cancel()
 	return l.cbs.put(ctx, c.host, token)
 }
