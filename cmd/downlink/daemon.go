@@ -13,6 +13,7 @@ import (
 	"downlink/bridge/app"
 	"downlink/bridge/config"
 	"downlink/bridge/emulator"
+	"downlink/bridge/emulator/c2d"
 	"downlink/mapping"
 )
 
@@ -173,6 +174,10 @@ func startEmbedded(c *config.Config, dir string, log *slog.Logger) (*embeddedHub
 // openHub starts a hub and leaves its endpoints in its data directory.
 func openHub(o emulator.Options) (*embeddedHub, error) {
 	hub, err := emulator.Start(o)
+	var refusal *c2d.Refusal
+	if errors.As(err, &refusal) {
+		return nil, usagef("embedded %w", err) // a device ID that no hub takes
+	}
 	if err != nil {
 		return nil, fmt.Errorf("embedded %w", err)
 	}

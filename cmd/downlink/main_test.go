@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 )
 
 // result is what one command line did.
@@ -164,6 +165,7 @@ func TestWrongUse(t *testing.T) {
 		{[]string{"hub", "--nonsense"}, "unknown flag: --nonsense"},
 		{[]string{"hub", "extra"}, `unexpected argument "extra"`},
 		{[]string{"hub", "--amqps", "5671"}, `--amqps: "5671" is not host:port`},
+		{[]string{"hub", "--amqps", "127.0.0.1:0", "--mqtts", "127.0.0.1:0", "--https", "127.0.0.1:0", "--device", "a b", "--log-level", "error"}, "illegal characters"},
 		{[]string{"hub", "connection-string"}, "missing POLICY"},
 		{[]string{"hub", "connection-string", "device", ""}, "the ID is empty"},
 		{[]string{"hub", "connection-string", "sevrice"}, `no policy "sevrice"`},
@@ -293,3 +295,6 @@ func TestSignalsRelease(t *testing.T) {
 	stop()
 	require.ErrorIs(t, ctx.Err(), context.Canceled)
 }
+
+// TestMain: no goroutine of a command outlives it.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -100,3 +100,18 @@ func TestSendRefused(t *testing.T) {
 	require.Contains(t, got.stderr, "certificate")
 	require.NotContains(t, got.stderr, "d3Jvbmc")
 }
+
+// TestDefaultHub: without any flag, both find the hub that runs on this machine.
+func TestDefaultHub(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	s := start(t, "hub", "--json", "--any-device", "--amqps", "127.0.0.1:0", "--mqtts", "127.0.0.1:0", "--https", "127.0.0.1:0")
+	s.line(t, `"ready"`)
+	require.Equal(t, exitOK, cli(t, "send", "d1", "--data", "hello").code)
+	got := cli(t, "listen", "d1", "--count", "1", "--timeout", "10s")
+	require.Equal(t, exitOK, got.code, got.stderr)
+	require.Contains(t, got.stdout, "hello")
+	require.Equal(t, exitOK, s.stop(t))
+	got = cli(t, "send", "d1")
+	require.Equal(t, exitUsage, got.code)
+	require.Contains(t, got.stderr, "start downlink hub")
+}
