@@ -194,7 +194,11 @@ func (t *demoText) hints() error {
 }
 
 func (t *demoText) done(e demoDone) error {
-	_, err := fmt.Fprintf(t.out, "\n%d delivered, %d dead letters, %.1f s\n", e.Delivered, e.Dead, e.ElapsedMS/1000)
+	letters := "dead letters"
+	if e.Dead == 1 {
+		letters = "dead letter"
+	}
+	_, err := fmt.Fprintf(t.out, "\n%d delivered, %d %s, %.1f s\n", e.Delivered, e.Dead, letters, e.ElapsedMS/1000)
 	return err
 }
 
