@@ -19,6 +19,7 @@ var arrows = map[string][]string{
 	"bridge/internal/sas":      {},
 	"bridge/internal/amqpwire": {},
 	"bridge/config":            {"mapping", "bridge/internal/sas"},
+	"bridge/config/gen":        {"bridge/config"},
 	"bridge/natsio":            {"mapping", "bridge"},
 	"bridge/hubservice":        {"mapping", "bridge", "bridge/internal/sas"},
 	"bridge/hubdevice":         {"mapping", "bridge", "bridge/internal/sas"},
