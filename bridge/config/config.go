@@ -27,7 +27,7 @@ type Config struct {
 	Bridge *Bridge `yaml:"bridge"`
 	// Relay is the device side: IoT Hub to the local NATS.
 	Relay *Relay `yaml:"relay"`
-	// HTTP is the address of /livez, /readyz, /metrics and /status; "off" serves none. Default 127.0.0.1:9464.
+	// HTTP is the address of /livez, /readyz, /metrics and /status; "off" serves none. Default 127.0.0.1:9464, and 127.0.0.1:9465 for a relay on its own.
 	HTTP string `yaml:"http"`
 	// Log sets level and format of the log on stderr.
 	Log Log `yaml:"log"`

@@ -50,6 +50,10 @@ var defaults = []defaultValue{
 	{path: "relay.publish.subject", doc: "edge.{device}, plus .{property verb} if there is one"},
 }
 
+// relayHTTP is http's default in a process that runs the relay only, so that both
+// sides can run on one machine from one file.
+const relayHTTP = "127.0.0.1:9465"
+
 // SetDefaults fills in what is zero. Load and Parse have done so already; it
 // is for a Config made in Go.
 func (c *Config) SetDefaults() { c.setDefaults(func(string) bool { return false }) }

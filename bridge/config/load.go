@@ -66,6 +66,9 @@ func LoadBytes(name string, b []byte, o LoadOptions) (*Config, error) {
 	}
 	c.Warnings = warnings
 	p.apply(c, set, o.Side)
+	if o.Side == RelaySide && c.HTTP == "" && !p.src.given("http") {
+		c.HTTP = relayHTTP
+	}
 	c.setDefaults(p.src.given)
 	p.validate(c)
 	if !o.SkipSecrets {

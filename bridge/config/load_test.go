@@ -290,3 +290,19 @@ func TestSecretsNeverPrint(t *testing.T) {
 	require.Empty(t, config.Secret{}.String())
 	require.Equal(t, "hush", s.Reveal())
 }
+
+func TestBothSidesOfOneFileHavePagesOfTheirOwn(t *testing.T) {
+	text := []byte(`
+version: 1
+bridge:
+  hubs: [{embedded: true}]
+  routes: [{subject: "a.{x}", stream: S, device: "{x}"}]
+relay:
+  devices: [{embedded: d}]
+`)
+	for side, want := range map[config.Side]string{config.BridgeSide: "127.0.0.1:9464", config.RelaySide: "127.0.0.1:9465", "": "127.0.0.1:9464"} {
+		c, err := config.LoadBytes("both.yaml", text, config.LoadOptions{NoEnvironment: true, Side: side})
+		require.NoError(t, err)
+		require.Equal(t, want, c.HTTP, "side %q", side)
+	}
+}

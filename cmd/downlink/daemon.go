@@ -27,7 +27,7 @@ type daemonFlags struct {
 func (f *daemonFlags) register(cmd *cobra.Command, side string) {
 	fs := cmd.Flags()
 	fs.StringVarP(&f.configFile, "config", "c", "", "configuration file (required)")
-	fs.String("http", "", `address of /livez, /readyz, /metrics and /status, or "off" (default: the file's, else 127.0.0.1:9464)`)
+	fs.String("http", "", `address of /livez, /readyz, /metrics and /status, or "off" (default: the file's, else 127.0.0.1:9464, of a relay 9465)`)
 	fs.Duration("shutdown-grace", 0, "how long the first signal lets messages in flight finish (default: the file's, else 10s)")
 	fs.String(side+"-connection-string-file", "", "file with the "+side+"'s connection string, instead of the configuration's")
 	fs.String("nats-url", "", "NATS servers, separated by commas, instead of the configuration's")

@@ -55,7 +55,7 @@ To try it without Azure, take the "#" from its two ca_file lines, and:
   nats-server -js                                        in a shell of its own
 Then, each in a shell of its own:
   downlink bridge -c %[1]s
-  downlink relay -c %[1]s --http off
+  downlink relay -c %[1]s
   downlink sub 'edge.>'
   downlink pub cmd.berlin.pump7.reboot '{"delay":5}' -H X-User=ann
 `
