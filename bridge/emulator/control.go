@@ -2,6 +2,7 @@ package emulator
 
 import (
 	"downlink/bridge/emulator/c2d"
+	"downlink/bridge/emulator/feedback"
 	"downlink/bridge/emulator/mqttd"
 )
 
@@ -67,5 +68,11 @@ func (h *Hub) Connections() []mqttd.Connection { return h.mqtt.Connections() }
 // a refusal is a *c2d.Refusal. The hub keeps m's slices.
 func (h *Hub) Enqueue(m c2d.Message) error { return h.store.Enqueue(m) }
 
-// Sweep expires messages and lapses locks now, for tests that move the clock.
-func (h *Hub) Sweep() { h.store.Sweep() }
+// Feedback is the hub's feedback queue.
+func (h *Hub) Feedback() *feedback.Queue { return h.feedback }
+
+// Sweep expires messages, lapses locks and closes feedback batches now, for tests that move the clock.
+func (h *Hub) Sweep() {
+	h.store.Sweep()
+	h.feedback.Sweep()
+}

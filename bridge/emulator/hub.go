@@ -22,13 +22,15 @@ import (
 	"downlink/bridge/emulator/amqpd"
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/emulator/fault"
+	"downlink/bridge/emulator/feedback"
 	"downlink/bridge/emulator/httpd"
 	"downlink/bridge/emulator/identity"
 	"downlink/bridge/emulator/mqttd"
 )
 
-// sweepEvery is how late a message may expire, or a lock lapse, on a device that nobody touches.
-const sweepEvery = 250 * time.Millisecond
+// sweepEvery is how late a message may expire, a lock lapse or a feedback batch
+// be closed when nobody touches it.
+const sweepEvery = 100 * time.Millisecond
 
 // Options make a Hub. The zero value is a hub without devices on free ports of 127.0.0.1.
 type Options struct {
@@ -42,6 +44,7 @@ type Options struct {
 	Devices             []string // registered from the start
 	AnyDevice           bool     // unknown devices are registered when they are first used
 	Rules               c2d.Rules
+	Feedback            feedback.Rules
 	MQTT                mqttd.Behaviour
 	History             int              // how many messages Log remembers; 0: 65536
 	Faults              *fault.Injector  // nil: one of its own
@@ -52,6 +55,7 @@ type Options struct {
 // Hub is a running hub. Safe for concurrent use.
 type Hub struct {
 	store    *c2d.Store
+	feedback *feedback.Queue
 	identity *identity.Identity
 	faults   *fault.Injector
 	log      *slog.Logger
@@ -89,10 +93,12 @@ func Start(o Options) (*Hub, error) {
 		o.Faults = &fault.Injector{}
 	}
 	h := &Hub{
-		store:  c2d.New(c2d.Options{Rules: o.Rules, AnyDevice: o.AnyDevice, History: o.History, Now: o.Now}),
 		faults: o.Faults, log: o.Logger.With("component", "hub"), host: o.Hostnames[0],
 		listeners: map[string]net.Listener{},
 	}
+	h.store = c2d.New(c2d.Options{Rules: o.Rules, AnyDevice: o.AnyDevice, History: o.History, Now: o.Now, Outcome: h.ended})
+	name, _, _ := strings.Cut(h.host, ".")
+	h.feedback = feedback.New(feedback.Options{Rules: o.Feedback, HubName: name, Alive: h.store.Alive, Now: o.Now})
 	if err := h.start(o); err != nil {
 		for _, l := range h.listeners {
 			l.Close()
@@ -188,13 +194,19 @@ func listen(name, address string) (net.Listener, error) {
 	}
 }
 
+// ended passes the end of a message on to feedback.
+func (h *Hub) ended(o c2d.Outcome) {
+	h.feedback.Add(feedback.Record{MessageID: o.MessageID, Device: o.Device, Generation: o.Generation, Status: o.Status, At: o.At})
+}
+
 func (h *Hub) sweep(ctx context.Context) {
-	t := time.NewTicker(sweepEvery)
+	// Tests that speed feedback up want it swept as fast.
+	t := time.NewTicker(min(sweepEvery, max(h.feedback.Every()/4, time.Millisecond)))
 	defer t.Stop()
 	for {
 		select {
 		case <-t.C:
-			h.store.Sweep()
+			h.Sweep()
 		case <-ctx.Done():
 			return
 		}

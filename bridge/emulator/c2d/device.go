@@ -76,8 +76,8 @@ type entry struct {
 // device is one registered device and its queue. An idle one costs this struct
 // and no goroutine.
 type device struct {
-	store *Store
-	id    string
+	store          *Store
+	id, generation string
 
 	mu       sync.Mutex
 	deleted  bool
@@ -131,12 +131,11 @@ func (d *device) sweep(now time.Time) {
 	woken := false
 	for _, e := range d.queue {
 		if !e.Expires.After(now) {
-			d.counts.Expired++
-			d.store.log.end(e.record, "Expired")
+			d.end(e, Expired, e.Expires)
 			continue
 		}
 		if e.State == Invisible && !e.lockedUntil.After(now) {
-			if !d.giveBack(e) {
+			if !d.giveBack(e, now) {
 				continue
 			}
 			woken = true
@@ -157,10 +156,9 @@ func (d *device) sweep(now time.Time) {
 
 // giveBack makes an invisible entry enqueued again, or reports false when its
 // delivery count is used up: then it is dead lettered, and the caller drops it from the queue.
-func (d *device) giveBack(e *entry) bool {
+func (d *device) giveBack(e *entry, now time.Time) bool {
 	if e.count >= d.store.rules.MaxDeliveries {
-		d.counts.Exceeded++
-		d.store.log.end(e.record, "DeliveryCountExceeded")
+		d.end(e, DeliveryCountExceeded, now)
 		return false
 	}
 	e.State = Enqueued
@@ -182,6 +180,10 @@ func (d *device) next() (t time.Time) {
 
 func (d *device) wake() {
 	if s := d.session; s != nil {
+		if s.wake != nil {
+			s.wake()
+			return
+		}
 		select {
 		case s.ready <- struct{}{}:
 		default:
@@ -217,7 +219,7 @@ func (d *device) drop(cause error, now time.Time) (after func()) {
 	for _, e := range d.queue {
 		if e.holder == s {
 			e.holder = nil
-			if e.State == Invisible && !d.giveBack(e) {
+			if e.State == Invisible && !d.giveBack(e, now) {
 				continue
 			}
 		}

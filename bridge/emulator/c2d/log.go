@@ -13,7 +13,7 @@ type Record struct {
 	Sequence  uint64
 	Accepted  time.Time
 	Delivered int    // times handed to the device
-	Outcome   string // "" while pending, else the feedback's status code: Success, Expired, DeliveryCountExceeded, Rejected, Purged; Deleted with its device
+	Outcome   string // "" while pending, else an Outcome's status
 }
 
 // Tally sums up the records of one message ID.

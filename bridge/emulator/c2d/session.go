@@ -18,6 +18,10 @@ type SessionOptions struct {
 	// Closed is called once when the hub ends the session, with one of the
 	// errors above; not when Detach does. It must not block; nil: nothing is called.
 	Closed func(cause error)
+	// Wake is called when Take may have something, in place of a signal on Ready,
+	// so that an idle session needs no goroutine. It is called with the device
+	// locked: it must not block nor call the store or the session. nil: Ready is signalled.
+	Wake func()
 }
 
 // Session is one device's connection, as the queue sees it. It is the only one
@@ -26,7 +30,8 @@ type Session struct {
 	device *device
 	resend bool
 	closed func(error)
-	ready  chan struct{}
+	ready  chan struct{} // nil with wake
+	wake   func()
 
 	// Guarded by device.mu.
 	started bool
@@ -49,7 +54,10 @@ func (s *Store) Attach(id string, o SessionOptions) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &Session{device: d, resend: o.Resend, closed: o.Closed, ready: make(chan struct{}, 1)}
+	x := &Session{device: d, resend: o.Resend, closed: o.Closed, wake: o.Wake}
+	if x.wake == nil {
+		x.ready = make(chan struct{}, 1)
+	}
 	if x.closed == nil {
 		x.closed = func(error) {}
 	}
@@ -72,7 +80,7 @@ func (s *Store) Attach(id string, o SessionOptions) (*Session, error) {
 }
 
 // Ready is signalled when Take may have something: it is a hint, and one signal
-// may stand for many messages.
+// may stand for many messages. With SessionOptions.Wake it is nil.
 func (x *Session) Ready() <-chan struct{} { return x.ready }
 
 // Start lets messages with a sequence number above after be taken; 0 means all.
@@ -163,8 +171,7 @@ func (x *Session) Complete(sequence uint64) bool {
 	if e == nil {
 		return false
 	}
-	d.counts.Completed++
-	d.store.log.end(e.record, "Success")
+	d.end(e, Success, now)
 	return true
 }
 
@@ -172,14 +179,16 @@ func (x *Session) Complete(sequence uint64) bool {
 // reports false as Complete does.
 func (x *Session) Reject(sequence uint64) bool {
 	d := x.device
+	now := d.store.now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.info.LastActivity = now
+	d.sweep(now)
 	e := d.remove(sequence, x.holds)
 	if e == nil {
 		return false
 	}
-	d.counts.Rejected++
-	d.store.log.end(e.record, "Rejected")
+	d.end(e, Rejected, now)
 	return true
 }
 
@@ -187,8 +196,11 @@ func (x *Session) Reject(sequence uint64) bool {
 // reports false as Complete does.
 func (x *Session) Abandon(sequence uint64) bool {
 	d := x.device
+	now := d.store.now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.info.LastActivity = now
+	d.sweep(now)
 	for _, e := range d.queue {
 		if e.Sequence != sequence || !x.holds(e) {
 			continue
@@ -197,7 +209,7 @@ func (x *Session) Abandon(sequence uint64) bool {
 			e.count++
 		}
 		e.holder = nil
-		if !d.giveBack(e) {
+		if !d.giveBack(e, now) {
 			d.remove(sequence, func(*entry) bool { return true })
 		}
 		d.wake()

@@ -16,6 +16,9 @@ type Options struct {
 	AnyDevice bool             // an unknown device is created when it is first used
 	History   int              // how many messages Log remembers; 0: 65536
 	Now       func() time.Time // nil: time.Now
+	// Outcome is told of the end of each message whose sender asked for it. It
+	// is called with a device's lock held: it must neither block nor call the Store. nil: nobody.
+	Outcome func(Outcome)
 }
 
 // Store is the registry of devices and their queues. Safe for concurrent use.
@@ -25,7 +28,9 @@ type Store struct {
 	rules     Rules
 	anyDevice bool
 	now       func() time.Time
+	changed   func(id string)
 	log       history
+	outcome   func(Outcome)
 
 	mu          sync.RWMutex
 	devices     map[string]*device
@@ -41,11 +46,14 @@ func New(o Options) *Store {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Changed == nil {
+		o.Changed = func(string) {}
+	}
 	if o.History <= 0 {
 		o.History = 65536
 	}
 	return &Store{
-		rules: o.Rules.withDefaults(), anyDevice: o.AnyDevice, now: o.Now,
+		rules: o.Rules.withDefaults(), anyDevice: o.AnyDevice, now: o.Now, outcome: o.Outcome,
 		log: history{limit: o.History}, devices: map[string]*device{},
 	}
 }
@@ -122,6 +130,14 @@ func (s *Store) Create(spec Device) (Device, error) {
 	if !ValidID(spec.ID) {
 		return Device{}, badArgument("the device ID has illegal characters or is of illegal length")
 	}
+	out, err := s.create(spec)
+	if err == nil {
+		s.changed(spec.ID)
+	}
+	return out, err
+}
+
+func (s *Store) create(spec Device) (Device, error) {
 	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,9 +146,11 @@ func (s *Store) Create(spec Device) (Device, error) {
 	}
 	// A generation ID tells a device from an earlier one of the same name.
 	s.generation = max(s.generation+1, now.UnixNano())
-	d := &device{store: s, id: spec.ID, version: uint64(s.generation), index: -1}
+	d := &device{
+		store: s, id: spec.ID, generation: strconv.FormatInt(s.generation, 10), version: uint64(s.generation), index: -1,
+	}
 	d.info = Device{
-		ID: spec.ID, GenerationID: strconv.FormatInt(s.generation, 10), ETag: etag(d.version),
+		ID: spec.ID, GenerationID: d.generation, ETag: etag(d.version),
 		Disabled: spec.Disabled, StatusReason: spec.StatusReason, Primary: spec.Primary, Secondary: spec.Secondary,
 	}
 	s.devices[spec.ID] = d
@@ -182,6 +200,7 @@ func (s *Store) Update(spec Device, tag string) (Device, error) {
 	out := d.snapshot()
 	d.mu.Unlock()
 	after()
+	s.changed(spec.ID)
 	return out, nil
 }
 
@@ -202,9 +221,10 @@ func (s *Store) Delete(id, tag string) error {
 	}
 	delete(s.devices, id)
 	d.deleted = true
-	after := d.drop(ErrDeleted, s.now())
+	now := s.now()
+	after := d.drop(ErrDeleted, now)
 	for _, e := range d.queue {
-		s.log.end(e.record, "Deleted")
+		d.end(e, Deleted, now)
 	}
 	d.queue = nil
 	d.mu.Unlock()
@@ -216,6 +236,13 @@ func (s *Store) Delete(id, tag string) error {
 
 func preconditionFailed() *Refusal {
 	return &Refusal{Condition: "com.microsoft:precondition-failed", Code: 412001, Text: "the ETag does not match"}
+}
+
+// Alive reports whether the device exists in that generation: one that was
+// deleted and created again has another.
+func (s *Store) Alive(id, generation string) bool {
+	d := s.find(id)
+	return d != nil && d.generation == generation
 }
 
 // Purge empties a device's queue, locked messages included, and returns how many there were.
@@ -230,10 +257,9 @@ func (s *Store) Purge(id string) (int, error) {
 	d.sweep(now)
 	n := len(d.queue)
 	for _, e := range d.queue {
-		s.log.end(e.record, "Purged")
+		d.end(e, Purged, now)
 	}
 	d.queue = nil
-	d.counts.Purged += uint64(n)
 	return n, nil
 }
 
