@@ -4,6 +4,7 @@ import (
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/emulator/feedback"
 	"downlink/bridge/emulator/mqttd"
+	"downlink/bridge/emulator/telemetry"
 )
 
 // CreateDevice registers a device. A *c2d.Refusal says that its ID is illegal or taken.
@@ -63,6 +64,10 @@ func (h *Hub) Tally(id string) map[string]c2d.Tally { return h.store.Tally(id) }
 
 // Connections returns the connected devices, sorted by ID.
 func (h *Hub) Connections() []mqttd.Connection { return h.mqtt.Connections() }
+
+// Telemetry is what devices have sent: the newest device-to-cloud messages, to
+// read or to wait for.
+func (h *Hub) Telemetry() *telemetry.Log { return h.telemetry }
 
 // Enqueue queues a message as the service endpoint does, without a connection;
 // a refusal is a *c2d.Refusal. The hub keeps m's slices.

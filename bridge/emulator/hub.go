@@ -26,6 +26,7 @@ import (
 	"downlink/bridge/emulator/httpd"
 	"downlink/bridge/emulator/identity"
 	"downlink/bridge/emulator/mqttd"
+	"downlink/bridge/emulator/telemetry"
 )
 
 // sweepEvery is how late a message may expire, a lock lapse or a feedback batch
@@ -46,6 +47,7 @@ type Options struct {
 	Rules               c2d.Rules
 	Feedback            feedback.Rules
 	MQTT                mqttd.Behaviour
+	Telemetry           telemetry.Limits // of what Telemetry remembers
 	History             int              // how many messages Log remembers; 0: 65536
 	Faults              *fault.Injector  // nil: one of its own
 	Now                 func() time.Time // the clock of queues and tokens; nil: time.Now
@@ -62,6 +64,7 @@ type Hub struct {
 	host     string
 	temp     string // data directory to remove
 
+	telemetry *telemetry.Log
 	listeners map[string]net.Listener
 	mqtt      *mqttd.Server
 	endpoints []endpoint
@@ -94,7 +97,7 @@ func Start(o Options) (*Hub, error) {
 	}
 	h := &Hub{
 		faults: o.Faults, log: o.Logger.With("component", "hub"), host: o.Hostnames[0],
-		listeners: map[string]net.Listener{},
+		telemetry: telemetry.NewLog(o.Telemetry), listeners: map[string]net.Listener{},
 	}
 	h.store = c2d.New(c2d.Options{Rules: o.Rules, AnyDevice: o.AnyDevice, History: o.History, Now: o.Now, Outcome: h.ended})
 	name, _, _ := strings.Cut(h.host, ".")
@@ -160,7 +163,7 @@ func (h *Hub) assemble(o Options) {
 	names = append(names, "127.0.0.1", "::1")
 	a := &authority{Store: h.store, identity: h.identity, hosts: names, any: o.AnyDevice, now: o.Now, log: h.log}
 	h.mqtt = mqttd.New(mqttd.Options{
-		Store: h.store, Authority: a, Behaviour: o.MQTT, Faults: h.faults, Now: o.Now, Logger: o.Logger,
+		Store: h.store, Authority: a, Behaviour: o.MQTT, Telemetry: h.telemetry, Faults: h.faults, Now: o.Now, Logger: o.Logger,
 	})
 	amqps := amqpd.New(amqpd.Options{Backend: a, Hostnames: names, Faults: h.faults, Logger: o.Logger})
 	https := httpd.New(httpd.Options{

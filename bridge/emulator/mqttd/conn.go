@@ -48,7 +48,7 @@ type conn struct {
 	persistent bool
 	silence    time.Duration
 	expires    time.Time
-	will       bool
+	will       *packets.ConnectPacket // nil: none
 
 	// For the reading goroutine alone.
 	state      *sessionState
@@ -148,7 +148,7 @@ func (c *conn) handle(p packets.ControlPacket) error {
 	case *packets.PingreqPacket:
 		return c.reply(packets.NewControlPacket(packets.Pingresp))
 	case *packets.DisconnectPacket:
-		c.will = false
+		c.will = nil
 		return errDisconnect
 	default:
 		return violation("second CONNECT")
@@ -196,8 +196,10 @@ func (c *conn) end(err error) {
 		}
 		return
 	}
-	if c.will {
-		c.session.Telemetry()
+	if w := c.will; w != nil {
+		if err := c.telemetry(w.WillTopic, w.WillMessage, w.WillRetain, "Will"); err != nil {
+			c.log.Info("dropped a will", "err", err)
+		}
 	}
 	c.session.Detach()
 	c.log.Info("device disconnected", "err", err)

@@ -65,7 +65,10 @@ func (c *conn) connect(p *packets.ConnectPacket) error {
 	}
 	c.session = session
 	c.log = c.server.log.With("device_id", c.device)
-	c.persistent, c.will = !p.CleanSession, p.WillFlag
+	c.persistent = !p.CleanSession
+	if p.WillFlag {
+		c.will = p
+	}
 	c.silence = maxSilence
 	if p.Keepalive > 0 {
 		c.silence = min(maxSilence, time.Duration(p.Keepalive)*time.Second*3/2) // MQTT 3.1.1 §3.1.2.10

@@ -16,6 +16,7 @@ import (
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/emulator/fault"
 	"downlink/bridge/emulator/mqttd"
+	"downlink/bridge/emulator/telemetry"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -37,6 +38,7 @@ type fixture struct {
 	t      *testing.T
 	store  *c2d.Store
 	faults *fault.Injector
+	told   *telemetry.Log
 	server *mqttd.Server
 	addr   string
 }
@@ -48,10 +50,10 @@ func newFixture(t *testing.T, b mqttd.Behaviour) *fixture {
 
 func newFixtureUntil(t *testing.T, b mqttd.Behaviour, expiry time.Time) *fixture {
 	t.Helper()
-	f := &fixture{t: t, store: c2d.New(c2d.Options{}), faults: &fault.Injector{}}
+	f := &fixture{t: t, store: c2d.New(c2d.Options{}), faults: &fault.Injector{}, told: &telemetry.Log{}}
 	_, err := f.store.Create(c2d.Device{ID: "d1"})
 	require.NoError(t, err)
-	f.server = mqttd.New(mqttd.Options{Store: f.store, Authority: doorman{expiry}, Behaviour: b, Faults: f.faults})
+	f.server = mqttd.New(mqttd.Options{Store: f.store, Authority: doorman{expiry}, Behaviour: b, Telemetry: f.told, Faults: f.faults})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	f.addr = l.Addr().String()

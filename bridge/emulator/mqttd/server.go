@@ -17,6 +17,7 @@ import (
 
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/emulator/fault"
+	"downlink/bridge/emulator/telemetry"
 )
 
 // Authority decides which devices may connect.
@@ -60,6 +61,7 @@ type Options struct {
 	Store     *c2d.Store
 	Authority Authority
 	Behaviour Behaviour
+	Telemetry *telemetry.Log   // takes device-to-cloud messages; nil: one of its own
 	Faults    *fault.Injector  // may be nil
 	Now       func() time.Time // the clock of tokens; nil: time.Now
 	Logger    *slog.Logger     // nil: discard
@@ -70,6 +72,7 @@ type Server struct {
 	store     *c2d.Store
 	authority Authority
 	behaviour Behaviour
+	telemetry *telemetry.Log
 	faults    *fault.Injector
 	now       func() time.Time
 	log       *slog.Logger
@@ -117,6 +120,9 @@ func New(o Options) *Server {
 	if b.WriteTimeout <= 0 {
 		b.WriteTimeout = 10 * time.Second
 	}
+	if o.Telemetry == nil {
+		o.Telemetry = new(telemetry.Log)
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -124,7 +130,7 @@ func New(o Options) *Server {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Server{
-		store: o.Store, authority: o.Authority, behaviour: *b, faults: o.Faults, now: o.Now,
+		store: o.Store, authority: o.Authority, behaviour: *b, telemetry: o.Telemetry, faults: o.Faults, now: o.Now,
 		log: o.Logger.With("component", "mqttd"), done: make(chan struct{}),
 		conns: map[*conn]struct{}{}, online: map[string]*conn{}, sessions: map[string]*sessionState{},
 	}

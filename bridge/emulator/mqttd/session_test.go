@@ -196,7 +196,7 @@ func TestTelemetryTwinAndMethods(t *testing.T) {
 		p.write(m)
 	}
 	publish("devices/d1/messages/events/", 0, "t")
-	publish("devices/d1/messages/events/a=b&c", 1, strings.Repeat("x", 256*1024))
+	publish("devices/d1/messages/events/a=b&c", 1, strings.Repeat("x", 256*1024-3))
 	require.Equal(t, uint16(3), p.read().(*packets.PubackPacket).MessageID)
 	require.Equal(t, uint64(2), f.store.Counts("d1").Telemetry)
 

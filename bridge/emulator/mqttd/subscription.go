@@ -21,10 +21,6 @@ const (
 // devicebound is the filter for C2D messages. The device ID stands in it as it is.
 func devicebound(device string) string { return "devices/" + device + "/messages/devicebound/#" }
 
-func isTelemetry(device, topic string) bool {
-	return strings.HasPrefix(topic, "devices/"+device+"/messages/events/") || topic == "devices/"+device+"/messages/events"
-}
-
 func (c *conn) subscribe(p *packets.SubscribePacket) error {
 	ack := packets.NewControlPacket(packets.Suback).(*packets.SubackPacket)
 	ack.MessageID = p.MessageID
@@ -85,10 +81,9 @@ func (c *conn) unsubscribe(p *packets.UnsubscribePacket) error {
 func (c *conn) received(p *packets.PublishPacket) error {
 	switch {
 	case isTelemetry(c.device, p.TopicName):
-		if len(p.Payload) > 256*1024 {
-			return violation("device-to-cloud message of %d bytes", len(p.Payload))
+		if err := c.telemetry(p.TopicName, p.Payload, p.Retain, ""); err != nil {
+			return err
 		}
-		c.session.Telemetry()
 	case strings.HasPrefix(p.TopicName, "$iothub/twin/GET/"):
 		if err := c.answerTwin("200", p.TopicName, emptyTwin); err != nil {
 			return err
