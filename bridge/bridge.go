@@ -41,6 +41,14 @@ type Source interface {
 	Receive(ctx context.Context) (Delivery, error)
 }
 
+// Finisher is a Source whose messages nobody keeps for a next owner, such as core NATS.
+type Finisher interface {
+	// Finish takes in no more messages and returns, in order, those that have
+	// arrived and were not received. The engine calls it at shutdown, after its last
+	// Receive; it ends with ctx.
+	Finish(ctx context.Context) []Delivery
+}
+
 // Sender hands envelopes to one hub.
 type Sender interface {
 	// Send blocks until the hub has decided; nil means accepted. While the hub
@@ -69,7 +77,7 @@ type DeadLetter struct {
 	At        time.Time
 }
 
-// The reasons for dead letters that the engine gives, beside those of mapping.
+// The reasons for fates that the engine gives, beside those of mapping.
 const (
 	ReasonDeviceNotFound   mapping.Reason = "device-not-found"
 	ReasonExpired          mapping.Reason = "expired"
@@ -77,6 +85,9 @@ const (
 	ReasonRefused          mapping.Reason = "refused"           // the hub says that this message can never succeed
 	ReasonUnknownCondition mapping.Reason = "unknown-condition" // bounded tries used up
 	ReasonNoRoute          mapping.Reason = "no-route"
+	// ReasonShutdown is why a message from core NATS was dropped: the process ended
+	// before the hub answered, and nobody keeps it. Whether the hub has it is not known.
+	ReasonShutdown mapping.Reason = "shutdown"
 )
 
 // Receipt is what became of one target of one message: the documented JSON body

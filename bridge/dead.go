@@ -19,11 +19,13 @@ var errExpired = errors.New("expired before it could be sent")
 type burial struct {
 	of     *held
 	letter DeadLetter
+	tries  int
 }
 
 // cemetery stores dead letters off the lanes: a message without hope must not
-// hold its device up, and storing waits while NATS is away. What is queued here
-// is bounded by what the sources may hold.
+// hold its device up, and storing waits while NATS is away. A letter that cannot
+// be stored goes to the end of the queue, so that it does not hold up the others
+// for good. What is queued here is bounded by what the sources may hold.
 type cemetery struct {
 	store   DeadLetters
 	log     *slog.Logger
@@ -32,7 +34,8 @@ type cemetery struct {
 	mu      sync.Mutex // guards all below
 	queue   []burial
 	running int
-	failing error // why the last try failed; nil after a success
+	failing error  // why the last try failed; nil after a success
+	stored  uint64 // successes
 	idle    chan struct{}
 }
 
@@ -48,8 +51,11 @@ func (c *cemetery) bury(b burial) {
 	}
 }
 
+// work stores letters until there is none. After a failure it pauses, ever longer
+// until something can be stored again: few tries in all, however many letters wait.
 func (c *cemetery) work(ctx context.Context) {
 	defer c.workers.Done()
+	pause, seen := newBackoff(retryFirst, retryMax), uint64(0)
 	for {
 		c.mu.Lock()
 		if len(c.queue) == 0 {
@@ -62,39 +68,50 @@ func (c *cemetery) work(ctx context.Context) {
 		}
 		b := c.queue[0]
 		c.queue = c.queue[1:]
-		c.mu.Unlock()
-		c.inter(ctx, b)
-	}
-}
-
-// inter stores one letter, for as long as it takes.
-func (c *cemetery) inter(ctx context.Context, b burial) {
-	wait := newBackoff(retryFirst, retryMax)
-	for try := 1; ; try++ {
-		err := c.store.Store(ctx, b.letter)
-		if ctx.Err() != nil && err != nil {
-			b.of.giveBack()
-			return
+		if c.stored != seen {
+			seen = c.stored
+			pause.Reset()
 		}
-		c.note(err)
-		if err == nil || (try >= volatileLive && !b.of.durable()) {
-			if err != nil {
-				c.log.Error("dead letter lost: its message came from core NATS and cannot be stored", "route", b.letter.Route, "subject", b.letter.Message.Subject, "err", err)
-			}
-			b.of.resolve(b.receipt())
-			return
+		c.mu.Unlock()
+		if c.inter(ctx, &b) {
+			continue
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(wait.NextBackOff()):
+		case <-time.After(pause.NextBackOff()):
 		}
+		c.mu.Lock()
+		c.queue = append(c.queue, b)
+		c.mu.Unlock()
 	}
+}
+
+// inter tries to store one letter. False: it is to be tried again.
+func (c *cemetery) inter(ctx context.Context, b *burial) bool {
+	err := c.store.Store(ctx, b.letter)
+	if ctx.Err() != nil && err != nil {
+		b.of.letGo(b.receipt())
+		return true
+	}
+	c.note(err)
+	b.tries++
+	if err != nil && (b.of.durable() || b.tries < volatileLive) {
+		return false
+	}
+	if err != nil {
+		c.log.Error("dead letter lost: its message came from core NATS and cannot be stored", "route", b.letter.Route, "subject", b.letter.Message.Subject, "err", err)
+	}
+	b.of.resolve(b.receipt())
+	return true
 }
 
 func (c *cemetery) note(err error) {
 	c.mu.Lock()
 	streak := c.failing != nil
 	c.failing = err
+	if err == nil {
+		c.stored++
+	}
 	c.mu.Unlock()
 	switch {
 	case err != nil && !streak:

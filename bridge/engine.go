@@ -107,8 +107,8 @@ func New(o Options) (*Bridge, error) {
 }
 
 // Run delivers until ctx is done. Then it stops receiving, lets what is in
-// flight finish within the grace period, gives the rest back to its sources and
-// returns nil. Every goroutine it started has ended by then; the sources and
+// flight, or kept by nobody else, finish within the grace period, gives the rest
+// back to its sources and returns nil. Every goroutine it started has ended by then; the sources and
 // senders must outlive it.
 func (b *Bridge) Run(ctx context.Context) error {
 	sendCtx, stopSends := context.WithCancel(context.WithoutCancel(ctx))
@@ -124,6 +124,13 @@ func (b *Bridge) Run(ctx context.Context) error {
 	grace, cancel := context.WithTimeout(sendCtx, b.options.ShutdownGrace)
 	defer cancel()
 	b.log.Info("draining", "grace", b.options.ShutdownGrace)
+	for _, s := range b.options.Sources {
+		if f, ok := s.(Finisher); ok {
+			for _, d := range f.Finish(grace) {
+				b.accept(d, func() {})
+			}
+		}
+	}
 	var draining sync.WaitGroup
 	for _, h := range b.hubs {
 		draining.Go(func() { h.drain(grace) })

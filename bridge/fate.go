@@ -16,13 +16,13 @@ import (
 //
 //	outcome        message                        lane                    hub
 //	accepted       accepted                       next                    opens up by one
-//	queue full     stays at the head              waits, probes           8 devices in a row: pauses
+//	queue full     stays at the head              waits, probes           8 devices in a row: pauses, unless another's is accepted
 //	no device      dead letter (a route may wait) next (or waits)         –
 //	refused        dead letter                    next                    –
 //	throttled      stays at the head              keeps its place         halves, waits
 //	paused         stays at the head              keeps its place         one probe a minute
 //	resend         sent again, the same bytes     keeps its place, waits  –
-//	link lost      sent again; 3rd time dead      keeps its place         2nd time: alone on the link
+//	link lost      sent again; 3rd in a row: dead keeps its place         2nd time: alone on the link
 //	unauthorized   stays at the head              keeps its place         waits, unhealthy
 //	unknown        sent again, bounded; then dead waits                   –
 //	expired        dead letter, before the wire   next                    –
@@ -66,6 +66,9 @@ func judge(it *item, err error, retryNoDevice bool) verdict {
 			return verdict{step: stepReturn}
 		}
 		e = &Error{Class: Unknown, Op: "send", Err: err}
+	}
+	if e.Class != LinkLost && e.Class != Resend {
+		it.linkBreaks = 0 // the hub read it and answered
 	}
 	switch e.Class {
 	case QueueFull:

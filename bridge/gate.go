@@ -29,11 +29,17 @@ type gate struct {
 	until   time.Time // next probe
 	probing bool      // the one probe is in flight
 	backoff *backoff.ExponentialBackOff
-	full    map[string]struct{} // devices refused in a row for lack of room
+
+	// Devices refused for lack of room since the hub last accepted anything: many
+	// of them are taken for the quota, which is a guess. When the hub then accepts
+	// another's message, their own queues are full, and they count no more.
+	full    map[string]struct{}
+	known   map[string]struct{}
+	guessed bool // closed on that guess
 }
 
 func newGate(window int) gate {
-	return gate{window: window, limit: window, full: make(map[string]struct{})}
+	return gate{window: window, limit: window, full: make(map[string]struct{}), known: make(map[string]struct{})}
 }
 
 // admits reports whether one more send may start now, given the number in
@@ -50,6 +56,21 @@ func (g *gate) admits(inFlight int, now time.Time) (ok bool, wait time.Duration)
 	}
 	return true, 0
 }
+
+// doubts reports whether the gate is closed on a guess that a message for another
+// device than those refused may disprove: such a one is a probe at any time, one
+// after the other, so that a device pays for no other's full queue.
+func (g *gate) doubts() bool { return g.closed && g.guessed && !g.probing }
+
+// suspects reports whether the device is one of those refused.
+func (g *gate) suspects(device string) bool {
+	_, full := g.full[device]
+	_, known := g.known[device]
+	return full || known
+}
+
+// forget is for a device with nothing left to send.
+func (g *gate) forget(device string) { delete(g.known, device) }
 
 // started notes that a send begins.
 func (g *gate) started() {
@@ -68,7 +89,7 @@ func (g *gate) outcome(device string, err error, now time.Time) (changed bool) {
 	wasClosed := g.closed
 	switch {
 	case err == nil:
-		clear(g.full)
+		g.disprove(device)
 		g.open()
 		g.grow()
 	case e.Class == Throttled:
@@ -84,15 +105,16 @@ func (g *gate) outcome(device string, err error, now time.Time) (changed bool) {
 			g.close(e, now, 2*time.Second, time.Minute)
 		}
 	case e.Class == QueueFull:
-		g.full[device] = struct{}{}
+		if _, known := g.known[device]; !known {
+			g.full[device] = struct{}{}
+		}
 		if len(g.full) >= quotaStreak {
-			g.shut(&Error{Class: Paused}, now, pauseProbe, fmt.Sprintf(
-				"%s from %d devices in a row: the daily quota is used up, or every device's queue is full", e.Condition, len(g.full)))
+			g.guess(e, now)
 		} else {
 			g.open() // about one device only: the hub serves again
 		}
-	case e.Class == LinkLost, e.Class == Resend:
-		// says nothing about the pace
+	case e.Class == LinkLost, e.Class == Resend, e.Class == Refused && e.Condition == "":
+		// Says nothing about the pace; a refusal without a condition is ours, before the wire.
 		g.probing = false
 	default:
 		// An answer about the message itself: the hub serves again.
@@ -102,7 +124,29 @@ func (g *gate) outcome(device string, err error, now time.Time) (changed bool) {
 }
 
 func (g *gate) open() {
-	g.closed, g.probing, g.backoff, g.cause = false, false, nil, ""
+	g.closed, g.probing, g.guessed, g.backoff, g.cause = false, false, false, nil, ""
+}
+
+// guess closes the gate because too many devices in a row have no room. What
+// disproves it does not put off the next regular probe.
+func (g *gate) guess(e *Error, now time.Time) {
+	wait := pauseProbe
+	if left := g.until.Sub(now); g.closed && g.guessed && left > 0 {
+		wait = left
+	}
+	g.shut(&Error{Class: Paused}, now, wait, fmt.Sprintf(
+		"%s from %d devices in a row: the daily quota is used up, or every device's queue is full", e.Condition, len(g.full)))
+	g.guessed = true
+}
+
+// disprove: the hub accepted a message of device, so it was not the quota that
+// stopped the others.
+func (g *gate) disprove(device string) {
+	for d := range g.full {
+		g.known[d] = struct{}{}
+	}
+	clear(g.full)
+	delete(g.known, device)
 }
 
 // close keeps the hub shut for the next back-off step.
@@ -114,7 +158,7 @@ func (g *gate) close(e *Error, now time.Time, first, longest time.Duration) {
 }
 
 func (g *gate) shut(e *Error, now time.Time, d time.Duration, cause string) {
-	g.closed, g.probing = true, false
+	g.closed, g.probing, g.guessed = true, false, false
 	g.class, g.cause, g.until = e.Class, cause, now.Add(d)
 }
 

@@ -45,8 +45,14 @@ func (m *held) resolve(r Receipt) {
 	}
 }
 
-// giveBack lets go of one target at shutdown: its message comes again, whole.
-func (m *held) giveBack() {
+// letGo lets go, at shutdown, of one target that has no fate; r is about it. Its
+// message comes again, whole, unless nobody keeps it: then this is its fate.
+func (m *held) letGo(r Receipt) {
+	if !m.durable() {
+		r.Status, r.Reason = "dropped", string(ReasonShutdown)
+		m.resolve(r)
+		return
+	}
 	m.bridge.metrics.returned(1)
 	m.mu.Lock()
 	m.returned = true
@@ -104,6 +110,8 @@ func (m *held) dropped(route, reason string) Receipt {
 		Subject: in.Subject, Stream: in.Stream, Sequence: in.Sequence, At: time.Now().UTC(),
 	}
 }
+
+func (it *item) letGo(hubName string) { it.of.letGo(it.receipt("", hubName)) }
 
 // burial is the item's dead letter.
 func (it *item) burial(reason mapping.Reason, err error, hubName string) burial {

@@ -78,17 +78,22 @@ func (h *hub) next() *lane {
 		return nil // the link must empty first; nothing new starts meanwhile
 	}
 	ok, wait := h.gate.admits(h.inFlight, time.Now())
-	if !ok {
+	var l *lane
+	switch {
+	case ok && h.solo.len() > 0:
+		l, h.alone = h.solo.pop(), true
+	case ok:
+		l = h.ready.pop()
+	default:
 		if wait > 0 && h.timer == nil {
 			h.timer = time.AfterFunc(wait, h.wake)
 		}
-		return nil
-	}
-	var l *lane
-	if h.solo.len() > 0 {
-		l, h.alone = h.solo.pop(), true
-	} else {
-		l = h.ready.pop()
+		if !h.gate.doubts() {
+			return nil
+		}
+		if l = h.ready.take(func(l *lane) bool { return !h.gate.suspects(l.device) }); l == nil {
+			return nil
+		}
 	}
 	l.state = laneSending
 	h.inFlight++
@@ -146,7 +151,7 @@ func (h *hub) finish(l *lane, it *item, err error) *lane {
 	case v.step == stepAccepted, v.step == stepDead:
 		h.advance(l)
 	case v.step == stepReturn, h.draining && it.of.durable():
-		it.of.giveBack()
+		it.letGo(h.name)
 		h.advance(l)
 	case v.step == stepWait:
 		h.hold(l, it, v.wait, err)
@@ -169,6 +174,7 @@ func (h *hub) advance(l *lane) {
 		return
 	}
 	delete(h.lanes, l.device)
+	h.gate.forget(l.device)
 	if h.draining && len(h.lanes) == 0 {
 		close(h.drained)
 	}
@@ -237,7 +243,7 @@ func (h *hub) release(l *lane) {
 	kept := l.queue[:0]
 	for i, it := range l.queue {
 		if it.of.durable() && !(i == 0 && l.state == laneSending) {
-			it.of.giveBack()
+			it.letGo(h.name)
 			continue
 		}
 		kept = append(kept, it)
@@ -268,7 +274,7 @@ func (h *hub) close() {
 			l.timer.Stop()
 		}
 		for _, it := range l.queue {
-			it.of.giveBack()
+			it.letGo(h.name)
 		}
 		l.queue = nil
 	}

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -49,6 +50,17 @@ type fifo struct {
 func (f *fifo) len() int { return len(f.lanes) - f.first }
 
 func (f *fifo) push(l *lane) { f.lanes = append(f.lanes, l) }
+
+// take removes the first lane that wanted accepts; nil: none does.
+func (f *fifo) take(wanted func(*lane) bool) *lane {
+	for i := f.first; i < len(f.lanes); i++ {
+		if l := f.lanes[i]; wanted(l) {
+			f.lanes = slices.Delete(f.lanes, i, i+1)
+			return l
+		}
+	}
+	return nil
+}
 
 func (f *fifo) pop() *lane {
 	l := f.lanes[f.first]

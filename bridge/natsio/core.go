@@ -105,6 +105,9 @@ func (s *CoreSource) Run(ctx context.Context) error {
 func (s *CoreSource) subscribe() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.drained {
+		return nil // the process stops before it ever subscribed
+	}
 	for _, subject := range s.subs {
 		sub, err := s.o.Conn.nc.ChanQueueSubscribe(subject, s.o.Queue, s.msgs)
 		if err != nil {
@@ -151,7 +154,8 @@ func (s *CoreSource) countDropped() (n uint64) {
 	return n
 }
 
-// Drain unsubscribes; what has arrived can still be received. It returns at once.
+// Drain unsubscribes; what has arrived, or is on its way from the server, can still be received. It
+// returns at once.
 func (s *CoreSource) Drain() {
 	n := s.countDropped()
 	s.mu.Lock()
@@ -162,7 +166,31 @@ func (s *CoreSource) Drain() {
 	s.drained = true
 	s.dropped.Store(max(n, s.dropped.Load()))
 	for _, sub := range s.active {
-		_ = sub.Unsubscribe()
+		_ = sub.Drain()
+	}
+}
+
+// finishTimeout bounds waiting for what is on its way from the server.
+const finishTimeout = time.Second
+
+// Finish implements bridge.Finisher: it drains and returns what was not received yet.
+func (s *CoreSource) Finish(ctx context.Context) (left []bridge.Delivery) {
+	s.Drain()
+	ctx, cancel := context.WithTimeout(ctx, finishTimeout)
+	defer cancel()
+	// All that the server sent before it knew comes before its answer.
+	if s.o.Conn.nc.IsConnected() {
+		_ = s.o.Conn.nc.FlushWithContext(ctx)
+	}
+	for {
+		select {
+		case m := <-s.msgs:
+			if d := s.delivery(m); d != nil {
+				left = append(left, d)
+			}
+		default:
+			return left
+		}
 	}
 }
 
@@ -173,20 +201,26 @@ func (s *CoreSource) Receive(ctx context.Context) (bridge.Delivery, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case m := <-s.msgs:
-			// A subscription may be wider than what was asked for; see disjoint.
-			if !slices.ContainsFunc(s.o.Subjects, func(p string) bool { return matches(p, m.Subject) }) {
-				continue
-			}
-			d := &coreDelivery{in: &mapping.Input{Subject: m.Subject, Header: m.Header, Payload: m.Data, Time: time.Now()}}
-			if len(m.Header) == 0 {
-				d.in.Header = nil
-			}
-			if m.Reply == "" {
+			if d := s.delivery(m); d != nil {
 				return d, nil
 			}
-			return &request{coreDelivery: d, nc: s.o.Conn.nc, reply: m.Reply}, nil
 		}
 	}
+}
+
+// delivery is nil for a message that nobody asked for: a subscription may be wider; see disjoint.
+func (s *CoreSource) delivery(m *nats.Msg) bridge.Delivery {
+	if !slices.ContainsFunc(s.o.Subjects, func(p string) bool { return matches(p, m.Subject) }) {
+		return nil
+	}
+	d := &coreDelivery{in: &mapping.Input{Subject: m.Subject, Header: m.Header, Payload: m.Data, Time: time.Now()}}
+	if len(m.Header) == 0 {
+		d.in.Header = nil
+	}
+	if m.Reply == "" {
+		return d
+	}
+	return &request{coreDelivery: d, nc: s.o.Conn.nc, reply: m.Reply}
 }
 
 // coreDelivery is one message of core NATS: nobody keeps it, settling does nothing.
