@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -221,6 +222,8 @@ func apiError(err error) error {
 		return errors.New("no answer from JetStream")
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return errors.New("JetStream is not enabled for this account")
+	case errors.Is(err, nats.ErrNoResponders):
+		return errors.New("nobody answers for JetStream: it is not enabled on the server, or not up yet")
 	}
 	return oneLine{err}
 }

@@ -19,25 +19,28 @@ import (
 //
 //  1. When the barrier lifts, P ⊆ H ∪ S: the server's own count of P is not above
 //     the number of our H that lies between its ack floor and its last delivery.
-//  2. While the pin stays the same we are the only one to get deliveries, and the
-//     server numbers them without a gap (Sequence.Consumer). So as long as neither
-//     the pin changes nor a number is missing, every delivery since then has
-//     reached us, and P ⊆ H ∪ S stays true.
+//  2. The server numbers its deliveries to all owners without a gap
+//     (Sequence.Consumer). As long as none is missing, every delivery since then
+//     has reached us, and P ⊆ H ∪ S stays true.
 //  3. Then a delivery that is neither in H nor in S is new to the consumer, and
 //     new ones come in stream order. So what we let out is in stream order.
 //
-// Any gap, any number that goes back, any new pin ends 2, and the barrier is on
-// again. A gap is seen before the message behind it is let out, so nothing
-// overtakes what was lost. That the numbers are contiguous is not enough alone:
-// a standby that joined long ago sees no gap when the owner dies with messages
-// in its hands; the new pin tells it.
+// Any gap and any number that goes back ends 2, and the barrier is on again, before
+// the message behind the gap is let out: nothing overtakes what was lost. So does a
+// new pin, since a server that lost its latest notes in a crash uses numbers
+// twice, maybe for somebody else first. A standby that joined while something was
+// pending keeps its barrier until it is pinned.
 //
 // Redeliveries of H are not let out again, they only bring a new handle to
 // settle with. Redeliveries of S (an ack that got lost) are settled again.
-// Another owner can only have settled what we hold if it was pinned between; then
-// our H may count messages that are not in P any more, and hide a missing one. So
-// after a change of pin with a gap and a pause in which someone else may have
-// been pinned, only what was delivered again counts.
+//
+// What the count cannot see is who settled. If someone else was pinned between, H may
+// hold messages that are not in P any more and make up for one that is missing.
+// So after a change of pin with a gap and a pause long enough for that, only what was
+// delivered again counts; and an owner that is told that it is not pinned
+// any more settles nothing of what it holds. What is left is a former
+// owner that stalled for the whole pinnedTTL and settles in the moment between
+// waking up and being told, while a delivery to the new one is lost.
 //
 // barrier is pure: no clock, no locks, no I/O.
 type barrier struct {
@@ -129,7 +132,7 @@ func (b *barrier) start(now time.Time) {
 // arrive takes one delivery. For emit, wait and again the handle is the message's own.
 func (b *barrier) arrive(a arrival, now time.Time) (*held, outcome) {
 	contiguous := a.consumer == b.next
-	// The first pin is no change when nothing was pending before it and nothing was delivered between.
+	// The first pin is no change if nothing was pending when we joined.
 	if pinned := a.pin != b.pin && (b.pin != "" || b.on); pinned || !contiguous {
 		if pinned {
 			b.trust(contiguous || now.Sub(b.owned) < b.trustFor)
@@ -230,8 +233,10 @@ func (b *barrier) lift() []*held {
 	return out
 }
 
-// settle forgets a message whose fate is durable. It reports false if there is nothing to tell
-// the server: settled before, or its stream is gone.
+// settle forgets a message whose fate is durable. It reports whether to tell the server: not if
+// it was settled before or its stream is gone, and not if it is not ours any more. Then
+// its new owner has it, and counts on it as rule 1 says; if it comes back to us, it is
+// recognised and settled.
 func (b *barrier) settle(h *held) bool {
 	if h.done || h.gone {
 		return false
@@ -241,7 +246,7 @@ func (b *barrier) settle(h *held) bool {
 		delete(b.held, h.seq)
 	}
 	b.settled.add(h.seq, h.stored)
-	return true
+	return h.ours
 }
 
 // abandon is for a stream that was made anew: what was stored before is not in it, although its

@@ -1,8 +1,10 @@
 package natsio
 
 import (
+	"maps"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -55,7 +57,8 @@ func TestBarrierWaitsForThePendingOfADeadOwner(t *testing.T) {
 	require.Equal(t, emit, outcomeOf(b, at(7, 10, "p"), t0))
 }
 
-// A standby joined long before the owner died: the numbers have no gap, only the pin is new.
+// A server that lost its notes uses numbers twice: there is no gap, only the pin is new. And a standby that
+// joined long before the owner died sees none either.
 func TestBarrierStartsWithANewPin(t *testing.T) {
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{deliveredConsumer: 4, deliveredStream: 4, pending: 4})
@@ -162,6 +165,7 @@ func TestBarrierCountsOnlyWhatIsOurs(t *testing.T) {
 	pos := position{deliveredStream: 6, ackFloorStream: 1, pending: 4} // 2, 4, 5, 6
 	require.Empty(t, b.answer(epoch, pos))
 	require.Equal(t, []string{"r"}, b.progress(), "what may not be ours is not kept from its owner")
+	require.False(t, b.settle(b.held[3]), "nor settled")
 	require.Equal(t, repeat, outcomeOf(b, at(2, 10, "c"), later))
 	require.Equal(t, wait, outcomeOf(b, at(4, 11, "c"), later))
 	require.Empty(t, b.answer(epoch, pos))
@@ -245,83 +249,128 @@ func (m *consumerModel) position() position {
 	return position{deliveredConsumer: m.delivered, deliveredStream: m.next - 1, ackFloorStream: floor, pending: len(m.pending)}
 }
 
-// Whatever is lost, acked late, redelivered or taken over: what comes out, repeats removed, is in stream
-// order and complete.
+// event is what the server sends to an owner.
+type event struct {
+	arrival
+	notYours bool // status 423: another pin is valid
+}
+
+// ownerModel is a process that consumes: a barrier and what is on its way to it.
+type ownerModel struct {
+	barrier *barrier
+	coming  []event
+	answers []func() []*held // the server's answers to questions, on their way
+	out     []*held          // let out and not settled
+	stalled bool             // does nothing but read what has come
+}
+
+func newOwnerModel(m *consumerModel) *ownerModel {
+	o := &ownerModel{barrier: newBarrier(realTiming(), 256)}
+	o.barrier.attach(m.position())
+	return o
+}
+
+// Two owners. Whatever is lost, acked late, redelivered, answered late or taken over, whichever of them
+// stalls, crashes or comes back: what comes out, repeats removed, is in stream order and complete.
 func TestBarrierModel(t *testing.T) {
-	for seed := range uint64(1000) {
+	for seed := range uint64(500) {
+		const total = 60
 		r := rand.New(rand.NewPCG(seed, 1))
-		m := &consumerModel{last: 60, next: 1, pending: map[uint64]bool{}, pin: "p0"}
-		var seen []uint64
-		var out []*held
-		var acks []uint64 // on their way
+		m := &consumerModel{last: total, next: 1, pending: map[uint64]bool{}, pin: "0"}
+		owners := []*ownerModel{newOwnerModel(m), newOwnerModel(m)}
+		pinned, pins := 0, 0
 		now := t0
-		b := newBarrier(realTiming(), 256)
-		b.attach(m.position())
-		take := func(hs ...*held) {
-			for _, h := range hs {
-				out = append(out, h)
-				if !slices.Contains(seen, h.seq) {
-					seen = append(seen, h.seq)
+		var seen []uint64
+		var acks []uint64 // on their way to the server
+		newPin := func(to int, after time.Duration) {
+			pinned, now = to, now.Add(after)
+			pins++
+			m.pin = strconv.Itoa(pins)
+		}
+		for step := 0; step < 20000 && (len(seen) < total || len(m.pending) > 0); step++ {
+			lossy := step < 1500
+			i := r.IntN(2)
+			o := owners[i]
+			take := func(hs ...*held) {
+				for _, h := range hs {
+					o.out = append(o.out, h)
+					if !slices.Contains(seen, h.seq) {
+						seen = append(seen, h.seq)
+					}
 				}
 			}
-		}
-		feed := func(a arrival) {
-			h, what := b.arrive(a, now)
-			switch what {
-			case emit:
-				take(h)
-			case again:
-				acks = append(acks, h.seq)
-			}
-		}
-		lossy := true
-		for step := 0; step < 4000 && (len(seen) < 60 || len(m.pending) > 0); step++ {
-			lossy = step < 2000
 			switch p := r.IntN(100); {
-			case p < 45:
+			case p < 25: // the server delivers
 				if a, ok := m.deliver(); ok && (!lossy || r.IntN(10) > 0) {
-					feed(a)
+					owners[pinned].coming = append(owners[pinned].coming, event{arrival: a})
 				}
-			case p < 60: // settle something
-				if len(out) > 0 {
-					i := r.IntN(len(out))
-					if h := out[i]; b.settle(h) && (!lossy || r.IntN(10) > 0) {
+			case p < 50: // a delivery arrives
+				if len(o.coming) > 0 {
+					a := o.coming[0]
+					o.coming = o.coming[1:]
+					if a.notYours {
+						o.barrier.disown()
+						o.stalled = false
+						continue
+					}
+					switch h, what := o.barrier.arrive(a.arrival, now); what {
+					case emit:
+						take(h)
+					case again:
 						acks = append(acks, h.seq)
 					}
-					out = slices.Delete(out, i, i+1)
 				}
-			case p < 70: // acks arrive
+			case p < 60: // something is settled
+				if len(o.out) > 0 && !o.stalled {
+					k := r.IntN(len(o.out))
+					if h := o.out[k]; o.barrier.settle(h) && (!lossy || r.IntN(10) > 0) {
+						acks = append(acks, h.seq)
+					}
+					o.out = slices.Delete(o.out, k, k+1)
+				}
+			case p < 67: // acks reach the server
 				for _, seq := range acks {
 					delete(m.pending, seq)
 				}
 				acks = nil
-			case p < 80: // an AckWait is over of what nobody keeps alive
+			case p < 75: // an AckWait is over of what nobody keeps alive
 				var keys []uint64
-				for seq := range m.pending {
-					if h := b.held[seq]; h == nil || !h.ours || r.IntN(20) == 0 {
+				for _, seq := range slices.Sorted(maps.Keys(m.pending)) {
+					kept := slices.ContainsFunc(owners, func(o *ownerModel) bool { h := o.barrier.held[seq]; return h != nil && h.ours })
+					if !kept || r.IntN(30) == 0 {
 						keys = append(keys, seq)
 					}
 				}
-				slices.Sort(keys)
 				for _, seq := range keys {
 					m.expire(seq)
 				}
-			case p < 95:
-				if epoch, ok := b.asking(); ok {
-					take(b.answer(epoch, m.position())...)
+			case p < 84: // the server is asked
+				if epoch, ok := o.barrier.asking(); ok {
+					pos := m.position()
+					o.answers = append(o.answers, func() []*held { return o.barrier.answer(epoch, pos) })
 				}
-			case p < 97 && lossy: // the server restarts
-				m.pin += "'"
+			case p < 93: // and its answer arrives
+				if len(o.answers) > 0 {
+					answer := o.answers[0]
+					o.answers = o.answers[1:]
+					take(answer()...)
+				}
+			case p < 95 && lossy: // the server restarts, and the same one is first again
+				owners[pinned].coming = append(owners[pinned].coming, event{notYours: true})
+				newPin(pinned, time.Second)
 				m.redeliver = nil
-			case p < 98 && lossy: // this owner crashes; another one starts
-				acks, out = nil, nil
-				now = now.Add(time.Minute)
-				b = newBarrier(realTiming(), 256)
-				b.attach(m.position())
-				m.pin += "+"
+			case p < 96 && lossy: // the pinned one stalls, and the other one takes over
+				owners[pinned].stalled = true
+				owners[pinned].coming = append(owners[pinned].coming, event{notYours: true})
+				newPin(1-pinned, 11*time.Second)
+			case p < 97 && lossy: // the pinned one crashes and comes back as a standby
+				owners[pinned] = newOwnerModel(m)
+				newPin(1-pinned, 11*time.Second)
+			case p < 98 && lossy: // a standby crashes and comes back
+				owners[1-pinned] = newOwnerModel(m)
 			}
 		}
-		require.Len(t, seen, 60, "seed %d: all of them", seed)
+		require.Len(t, seen, total, "seed %d: all of them", seed)
 		require.True(t, slices.IsSorted(seen), "seed %d: %v", seed, seen)
 	}
 }

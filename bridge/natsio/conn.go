@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -223,13 +225,7 @@ func (c *Conn) asyncError(sub *nats.Subscription, err error) {
 	switch {
 	case errors.Is(err, nats.ErrPermissionViolation):
 		what := deniedOperation(err)
-		c.mu.Lock()
-		_, known := c.denied[what]
-		if len(c.denied) < deniedMax || known {
-			c.denied[what] = time.Now()
-		}
-		c.mu.Unlock()
-		if !known {
+		if c.deny(what) {
 			c.log.Error("missing NATS permission", "err", what)
 		}
 	case errors.Is(err, nats.ErrSlowConsumer):
@@ -239,6 +235,22 @@ func (c *Conn) asyncError(sub *nats.Subscription, err error) {
 	default:
 		c.log.Warn("NATS reported an error", "err", err)
 	}
+}
+
+// deny records a refused operation. first: it was not refused lately. Of very many, such as the
+// reply subjects of strangers, only some are kept.
+func (c *Conn) deny(what string) (first bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, known := c.denied[what]
+	if !known && len(c.denied) >= deniedMax {
+		maps.DeleteFunc(c.denied, func(_ string, at time.Time) bool { return time.Since(at) > deniedFor })
+		if len(c.denied) >= deniedMax {
+			return false
+		}
+	}
+	c.denied[what] = time.Now()
+	return !known
 }
 
 // file records that a credential's file could not be read, which the server
@@ -262,6 +274,14 @@ func deniedOperation(err error) string {
 		return op + ` to "?"`
 	}
 	subject, _, _ := strings.Cut(rest, `"`)
+	// $JS.ACK[.domain.account].stream.consumer and five numbers or more: one permission for all of them.
+	if tokens := strings.Split(subject, "."); strings.HasPrefix(subject, "$JS.ACK.") && len(tokens) >= 9 {
+		n := 4
+		if len(tokens) >= 11 {
+			n = 6
+		}
+		subject = strings.Join(tokens[:n], ".") + ".>"
+	}
 	return op + ` to "` + subject + `"`
 }
 
@@ -479,6 +499,8 @@ func cause(err error) error {
 		return errno
 	case errors.As(err, &dns):
 		return fmt.Errorf("lookup %s: %s", dns.Name, dns.Err)
+	case errors.Is(err, io.EOF):
+		return errors.New("connection closed")
 	case errors.Is(err, nats.ErrNoServers):
 		// The first attempt's error is hidden when a server refuses the connection.
 		return syscall.ECONNREFUSED

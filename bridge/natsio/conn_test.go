@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,18 +45,19 @@ func isReady(t testing.TB, c *Conn) {
 // becomes waits until Ready says something that contains all parts, on one line.
 func becomes(t testing.TB, ready func() error, parts ...string) {
 	t.Helper()
-	require.Eventually(t, func() bool {
-		err := ready()
-		if err == nil || strings.Contains(err.Error(), "\n") {
+	var last error
+	says := func() bool {
+		if last = ready(); last == nil || strings.Contains(last.Error(), "\n") {
 			return false
 		}
-		for _, p := range parts {
-			if !strings.Contains(err.Error(), p) {
-				return false
-			}
+		return !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(last.Error(), p) })
+	}
+	for deadline := time.Now().Add(15 * time.Second); !says(); {
+		if time.Now().After(deadline) {
+			require.FailNow(t, "Ready does not say it", "want %q, last: %v", parts, last)
 		}
-		return true
-	}, 15*time.Second, 5*time.Millisecond, "%v", ready())
+		require.NoError(t, sleep(t.Context(), 5*time.Millisecond))
+	}
 }
 
 const secret = "s3cr3t-word"
@@ -375,6 +377,28 @@ func TestConnectNamesMissingPermissions(t *testing.T) {
 	require.Eventually(t, func() bool { return d.Ready() == nil }, 10*time.Second, 10*time.Millisecond)
 	require.Error(t, d.Store(t.Context(), letter()))
 	becomes(t, d.Ready, `missing NATS permission: publish to "downlink.dead.expired.commands" (dead letters)`)
+}
+
+func TestDeniedOperation(t *testing.T) {
+	for text, want := range map[string]string{
+		`nats: permissions violation: Permissions Violation for Publish to "a.b"`:                             `publish to "a.b"`,
+		`nats: permissions violation: Permissions Violation for Subscription to "a.>" using queue "q"`:        `subscribe to "a.>"`,
+		`nats: permissions violation: Permissions Violation for Publish to "$JS.ACK.S.c.1.2.3.4.5"`:           `publish to "$JS.ACK.S.c.>"`,
+		`nats: permissions violation: Permissions Violation for Publish to "$JS.ACK.hub.acc.S.c.1.2.3.4.5.x"`: `publish to "$JS.ACK.hub.acc.S.c.>"`,
+		`nats: permissions violation`: `publish to "?"`,
+	} {
+		require.Equal(t, want, deniedOperation(errors.New(text)))
+	}
+	c := &Conn{denied: map[string]time.Time{}}
+	for i := range 3 * deniedMax {
+		c.deny(fmt.Sprintf("publish to \"%d\"", i))
+	}
+	require.Len(t, c.denied, deniedMax)
+	require.False(t, c.deny(`publish to "0"`))
+	c.denied[`publish to "0"`] = time.Now().Add(-2 * deniedFor)
+	require.True(t, c.deny(`publish to "x"`))
+	require.Empty(t, c.deniedOf(func(_, s string) bool { return s == "0" }))
+	require.Equal(t, `publish to "x"`, c.deniedOf(func(op, s string) bool { return op == "publish" && s == "x" }))
 }
 
 func TestTooOld(t *testing.T) {

@@ -61,7 +61,7 @@ func (p *CorePublisher) session(ctx context.Context, l *link) error {
 		case <-l.closed:
 			return nil
 		case err := <-l.errs:
-			return oneLine{err}
+			return err
 		case <-p.box.work:
 		}
 	}
@@ -72,7 +72,7 @@ func (p *CorePublisher) flush(ctx context.Context, l *link) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	if err := l.nc.FlushWithContext(ctx); err != nil {
-		return connError(p.box.o.Conn.shown(), err)
+		return connError(l.at.servers, err)
 	}
 	// The server says what it refuses before it answers the flush.
 	if err := l.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) {

@@ -80,14 +80,11 @@ func (p *OrderedPublisher) session(ctx context.Context, l *link) error {
 	inbox := l.nc.NewInbox()
 	acks := make(chan *nats.Msg, 2*p.box.o.Window)
 	if _, err := l.nc.ChanSubscribe(inbox+".*", acks); err != nil {
-		return connError(p.box.o.Conn.shown(), err)
+		return connError(l.at.servers, err)
 	}
-	// After a failure the first one goes alone: what failed is likely to fail again, and must not be
-	// overtaken by what does not.
-	limit := window
-	if p.refusing {
-		limit = 1
-	}
+	// The first one goes alone, then twice as many with each ack: what is refused now (stream full, or
+	// not there yet after a restart) must not be overtaken by what is not, a moment later.
+	limit := 1
 	if !p.refusing || p.box.idle() {
 		p.box.well()
 	}
@@ -96,41 +93,43 @@ func (p *OrderedPublisher) session(ctx context.Context, l *link) error {
 	prepare := func(number uint64, m *nats.Msg) { m.Reply = inbox + "." + strconv.FormatUint(number, 36) }
 	for {
 		if err := p.box.send(l, limit, prepare); err != nil {
-			return p.windUp(acks, err)
+			p.windUp(acks, 0)
+			return err
 		}
 		p.box.report()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-l.closed:
-			return p.windUp(acks, nil)
+			p.windUp(acks, 0)
+			return nil
 		case err := <-l.errs:
-			return p.windUp(acks, oneLine{err})
+			return p.refuse(acks, err)
 		case <-p.box.work:
 		case m := <-acks:
 			if err := p.acked(m); err != nil {
-				return p.windUp(acks, err)
+				return p.refuse(acks, err)
 			}
 			p.refusing = false
 			p.box.well()
 			limit = min(2*limit, window)
 		case now := <-tick.C:
 			if at, ok := p.box.oldest(); ok && now.Sub(at) > answerTimeout {
-				return p.windUp(acks, fmt.Errorf("%s: no ack from JetStream in %v", p.box.o.Conn.shown(), answerTimeout))
+				return p.refuse(acks, fmt.Errorf("%s: no ack from JetStream in %v", l.at.servers, answerTimeout))
 			}
 		}
 	}
 }
 
-// windUp takes the acks that are still coming in, so that as little as possible is sent twice.
-// A nil error: the connection is gone, and only what has arrived is left to take.
-func (p *OrderedPublisher) windUp(acks <-chan *nats.Msg, err error) error {
-	wait := settleDown
-	if err == nil {
-		wait = 0
-	} else {
-		p.refusing = true
-	}
+// refuse ends a session in which JetStream did not take a publication.
+func (p *OrderedPublisher) refuse(acks <-chan *nats.Msg, err error) error {
+	p.refusing = true
+	p.windUp(acks, settleDown)
+	return err
+}
+
+// windUp takes the acks that have arrived or do so for a while, so that as little as possible is sent twice.
+func (p *OrderedPublisher) windUp(acks <-chan *nats.Msg, wait time.Duration) {
 	deadline := time.After(wait)
 	for waiting := true; waiting; {
 		if _, waiting = p.box.oldest(); !waiting {
@@ -149,7 +148,6 @@ func (p *OrderedPublisher) windUp(acks <-chan *nats.Msg, err error) error {
 		}
 	}
 	p.box.report()
-	return err
 }
 
 // acked takes one answer. An error is about more than this one publication.
@@ -158,7 +156,7 @@ func (p *OrderedPublisher) acked(m *nats.Msg) error {
 	if err != nil {
 		return nil // not ours
 	}
-	subject := p.box.subject(number)
+	subject := p.box.landed(number)
 	if len(m.Data) == 0 && m.Header.Get("Status") == "503" {
 		return fmt.Errorf("no stream stores subject %s", subject)
 	}
@@ -207,6 +205,12 @@ func (p *OrderedPublisher) stream(ctx context.Context, l *link) (discardsNew boo
 			return false, &StreamMissingError{Stream: o.Stream, Subjects: o.Subjects}
 		}
 		cfg := Stream{Name: o.Stream, Subjects: o.Subjects, Duplicates: edgeDuplicates}.config()
+		if cfg.MaxAge = o.MaxAge; o.MaxAge > 0 {
+			cfg.Duplicates = min(cfg.Duplicates, o.MaxAge) // the server wants it so
+		}
+		if o.MaxBytes > 0 {
+			cfg.MaxBytes, cfg.Discard = o.MaxBytes, jetstream.DiscardNew
+		}
 		s, err = js.CreateStream(ctx, cfg)
 	}
 	if err != nil {
@@ -216,12 +220,14 @@ func (p *OrderedPublisher) stream(ctx context.Context, l *link) (discardsNew boo
 	return cfg.Discard == jetstream.DiscardNew && (cfg.MaxBytes > 0 || cfg.MaxMsgs > 0 || cfg.MaxMsgsPerSubject > 0), nil
 }
 
-// subject of a queued publication, for messages to people.
-func (b *outbox) subject(number uint64) string {
+// landed takes a publication as no longer under way, and returns its subject for messages to people.
+func (b *outbox) landed(number uint64) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if number < b.base || number-b.base >= uint64(len(b.queue)) {
 		return "?"
 	}
-	return b.queue[number-b.base].msg.Subject
+	e := b.queue[number-b.base]
+	b.land(e)
+	return e.msg.Subject
 }

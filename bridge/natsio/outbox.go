@@ -28,6 +28,10 @@ type PublisherOptions struct {
 	// Create makes the stream, holding Subjects, if it does not exist.
 	Create   bool
 	Subjects []string
+	// MaxAge and MaxBytes bound a stream that is created; with MaxBytes it refuses what does not fit
+	// (discard: new). Zero: unbounded.
+	MaxAge   time.Duration
+	MaxBytes int64
 	Logger   *slog.Logger
 }
 
@@ -146,7 +150,7 @@ type link struct {
 	nc     *nats.Conn
 	at     dialSettings
 	closed chan struct{} // the connection is gone
-	errs   chan error    // what the server refused without naming the message
+	errs   chan error    // permissions that are missing; the server does not name the message
 }
 
 func (b *outbox) connect(ctx context.Context, session func(context.Context, *link) error) (progress bool, _ error) {
@@ -156,11 +160,11 @@ func (b *outbox) connect(ctx context.Context, session func(context.Context, *lin
 		nats.NoReconnect(),
 		nats.ClosedHandler(func(*nats.Conn) { close(l.closed) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			if errors.Is(err, nats.ErrPermissionViolation) {
-				err = errors.New("missing NATS permission: " + deniedOperation(err))
+			if !errors.Is(err, nats.ErrPermissionViolation) {
+				return // what ends the connection is told by its end
 			}
 			select {
-			case l.errs <- err:
+			case l.errs <- errors.New("missing NATS permission: " + deniedOperation(err)):
 			default:
 			}
 		}),
@@ -256,7 +260,7 @@ func (b *outbox) send(l *link, limit int, prepare func(number uint64, m *nats.Ms
 		case errors.Is(err, nats.ErrBadSubject), errors.Is(err, nats.ErrBadHeaderMsg):
 			b.answer(number, refused(oneLine{err}))
 		default:
-			return connError(b.o.Conn.shown(), err)
+			return connError(l.at.servers, err)
 		}
 	}
 }
@@ -285,11 +289,16 @@ func (b *outbox) answer(number uint64, err error) {
 
 // settle is answer under b.mu.
 func (b *outbox) settle(e *outgoing, err error) {
+	b.land(e)
+	e.answered, e.err = true, err
+}
+
+// land is for a publication that is under way no more, whether or not it got through. b.mu is held.
+func (b *outbox) land(e *outgoing) {
 	if e.flying {
 		e.flying = false
 		b.flying--
 	}
-	e.answered, e.err = true, err
 }
 
 // report calls done for the answered ones at the head of the queue. Only run's goroutine calls

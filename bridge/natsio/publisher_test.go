@@ -68,12 +68,18 @@ func stored(t testing.TB, js jetstream.JetStream, name string) (out []int) {
 	t.Helper()
 	s, err := js.Stream(t.Context(), name)
 	require.NoError(t, err)
-	for seq := s.CachedInfo().State.FirstSeq; seq <= s.CachedInfo().State.LastSeq && seq > 0; seq++ {
-		m, err := s.GetMsg(t.Context(), seq)
+	want := int(s.CachedInfo().State.Msgs)
+	c, err := s.CreateConsumer(t.Context(), jetstream.ConsumerConfig{AckPolicy: jetstream.AckNonePolicy})
+	require.NoError(t, err)
+	for len(out) < want {
+		batch, err := c.Fetch(want-len(out), jetstream.FetchMaxWait(10*time.Second))
 		require.NoError(t, err)
-		i, err := strconv.Atoi(string(m.Data))
-		require.NoError(t, err)
-		out = append(out, i)
+		for m := range batch.Messages() {
+			i, err := strconv.Atoi(string(m.Data()))
+			require.NoError(t, err)
+			out = append(out, i)
+		}
+		require.NoError(t, batch.Error())
 	}
 	return out
 }

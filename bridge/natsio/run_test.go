@@ -5,9 +5,13 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"downlink/bridge"
 	"downlink/mapping"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // run runs a part until the test ends, and waits for it.
 func run(t testing.TB, part func(context.Context) error) (stop func()) {

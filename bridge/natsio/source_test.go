@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
@@ -525,6 +527,78 @@ func TestSourceBoundsWhatItHolds(t *testing.T) {
 	w.none(quick().pinnedTTL + time.Second)
 	require.NoError(t, open[4].Ack(t.Context()))
 	require.EqualValues(t, 11, w.next(5*time.Second).Message().Sequence)
+}
+
+// The server lost its latest notes on the consumer, as it does when it is killed: it hands out again what
+// is held or settled here.
+func TestSourceConsumerStateLost(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	js := n.JetStream(t)
+	w := runOwner(t, n.URL(), nil)
+	receive := func(from, to int) (out []bridge.Delivery) {
+		for i := from; i <= to; i++ {
+			d := w.next(20 * time.Second)
+			require.EqualValues(t, i, d.Message().Sequence)
+			out = append(out, d)
+		}
+		return out
+	}
+	publish(t, js, 1, 20)
+	open := receive(1, 20)
+	for _, d := range open[:10] {
+		require.NoError(t, d.Ack(t.Context()))
+	}
+	time.Sleep(300 * time.Millisecond) // not to wait for anything we can see: the store writes its notes
+	notes := filepath.Join(n.Server().StoreDir(), "$G", "streams", "S", "obs", "downlink-test")
+	old := t.TempDir()
+	require.NoError(t, os.CopyFS(old, os.DirFS(notes)))
+	publish(t, js, 21, 60)
+	open = append(open[10:], receive(21, 60)...)
+	for _, d := range open[5:30] {
+		require.NoError(t, d.Ack(t.Context()))
+	}
+	open = append(open[:5], open[30:]...)
+	n.Stop()
+	require.NoError(t, os.RemoveAll(notes))
+	require.NoError(t, os.CopyFS(notes, os.DirFS(old)))
+	n.Start(t)
+	w.ready()
+	publish(t, js, 61, 70)
+	open = append(open, receive(61, 70)...)
+	for _, d := range open {
+		require.NoError(t, d.Ack(t.Context()))
+	}
+	require.Eventually(t, func() bool { ci := pendingOf(t, js); return ci.NumAckPending == 0 && ci.NumPending == 0 }, 10*time.Second, 10*time.Millisecond)
+	w.none(100 * time.Millisecond)
+}
+
+func TestSourceNamesWhatIsWrong(t *testing.T) {
+	plain := bridgetest.RunNATS(t, func(o *server.Options) { o.JetStream = false })
+	w := runOwner(t, plain.URL(), nil)
+	becomes(t, w.source.Ready, "stream S: nobody answers for JetStream")
+
+	n := bridgetest.RunNATS(t)
+	s := n.CreateStream(t, "S", "cmd.>")
+	_, err := s.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "acks-none", AckPolicy: jetstream.AckNonePolicy})
+	require.NoError(t, err)
+	w = runOwner(t, n.URL(), func(o *SourceOptions) { o.Consumer = "acks-none" })
+	becomes(t, w.source.Ready, "stream S: consumer acks-none: its ack policy is AckNone, not explicit: delete it or change the bridge's name")
+	_, err = s.CreatePushConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "push", AckPolicy: jetstream.AckExplicitPolicy, DeliverSubject: "x"})
+	require.NoError(t, err)
+	w = runOwner(t, n.URL(), func(o *SourceOptions) { o.Consumer = "push" })
+	becomes(t, w.source.Ready, "stream S: consumer push: it is a push consumer")
+	// An ordinary pull consumer becomes one of ours and keeps its place.
+	_, err = s.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "downlink-test", AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Hour, HeadersOnly: true, MaxRequestBatch: 5})
+	require.NoError(t, err)
+	w = runOwner(t, n.URL(), nil)
+	w.ready()
+	publish(t, n.JetStream(t), 1, 1)
+	require.Equal(t, "1", string(w.next(5*time.Second).Message().Payload))
+	cfg := pendingOf(t, n.JetStream(t)).Config
+	require.Equal(t, jetstream.PriorityPolicyPinned, cfg.PriorityPolicy)
+	require.Equal(t, []string{"downlink"}, cfg.PriorityGroups)
+	require.Equal(t, quick().ackWait, cfg.AckWait)
 }
 
 func TestSourceOptions(t *testing.T) {
