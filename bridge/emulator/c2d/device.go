@@ -13,6 +13,7 @@ type Device struct {
 	ETag         string // without quotes
 	Disabled     bool
 	StatusReason string
+	Edge         bool // capabilities.iotEdge as it was set; it changes nothing here
 	// Primary and Secondary are the keys that were set for this device; nil
 	// means the keys that the hub derives.
 	Primary, Secondary []byte

@@ -19,6 +19,9 @@ type Options struct {
 	// Outcome is told of the end of each message whose sender asked for it. It
 	// is called with a device's lock held: it must neither block nor call the Store. nil: nobody.
 	Outcome func(Outcome)
+	// Changed is called after a device was created or updated, without any lock
+	// held, by the goroutine that did it; nil: nothing is called.
+	Changed func(id string)
 }
 
 // Store is the registry of devices and their queues. Safe for concurrent use.
@@ -53,7 +56,7 @@ func New(o Options) *Store {
 		o.History = 65536
 	}
 	return &Store{
-		rules: o.Rules.withDefaults(), anyDevice: o.AnyDevice, now: o.Now, outcome: o.Outcome,
+		rules: o.Rules.withDefaults(), anyDevice: o.AnyDevice, now: o.Now, outcome: o.Outcome, changed: o.Changed,
 		log: history{limit: o.History}, devices: map[string]*device{},
 	}
 }
@@ -151,7 +154,7 @@ func (s *Store) create(spec Device) (Device, error) {
 	}
 	d.info = Device{
 		ID: spec.ID, GenerationID: d.generation, ETag: etag(d.version),
-		Disabled: spec.Disabled, StatusReason: spec.StatusReason, Primary: spec.Primary, Secondary: spec.Secondary,
+		Disabled: spec.Disabled, StatusReason: spec.StatusReason, Edge: spec.Edge, Primary: spec.Primary, Secondary: spec.Secondary,
 	}
 	s.devices[spec.ID] = d
 	return d.info, nil
@@ -194,7 +197,8 @@ func (s *Store) Update(spec Device, tag string) (Device, error) {
 			after = d.drop(ErrDisabled, now)
 		}
 	}
-	d.info.StatusReason, d.info.Primary, d.info.Secondary = spec.StatusReason, spec.Primary, spec.Secondary
+	d.info.StatusReason, d.info.Edge = spec.StatusReason, spec.Edge
+	d.info.Primary, d.info.Secondary = spec.Primary, spec.Secondary
 	d.version++
 	d.info.ETag = etag(d.version)
 	out := d.snapshot()
