@@ -11,6 +11,7 @@ import (
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/emulator/identity"
 	"downlink/bridge/emulator/mqttd"
+	"downlink/bridge/emulator/virtual"
 	"downlink/bridge/internal/sas"
 )
 
@@ -18,11 +19,21 @@ import (
 // Enqueue it is that endpoint's backend.
 type authority struct {
 	*c2d.Store
+	fleet    *virtual.Fleet
 	identity *identity.Identity
 	hosts    []string // the names under which clients may know this hub
 	any      bool     // devices that are not registered yet may sign in
 	now      func() time.Time
 	log      *slog.Logger
+}
+
+// Enqueue queues a message. A virtual device that completes at once has done so when it returns, as a rule.
+func (a *authority) Enqueue(m c2d.Message) error {
+	err := a.Store.Enqueue(m)
+	if err == nil {
+		a.fleet.Help()
+	}
+	return err
 }
 
 // verified parses a token, checks expiry, and that it covers the resource (a

@@ -5,6 +5,7 @@ import (
 	"downlink/bridge/emulator/feedback"
 	"downlink/bridge/emulator/mqttd"
 	"downlink/bridge/emulator/telemetry"
+	"downlink/bridge/emulator/virtual"
 )
 
 // CreateDevice registers a device. A *c2d.Refusal says that its ID is illegal or taken.
@@ -71,7 +72,16 @@ func (h *Hub) Telemetry() *telemetry.Log { return h.telemetry }
 
 // Enqueue queues a message as the service endpoint does, without a connection;
 // a refusal is a *c2d.Refusal. The hub keeps m's slices.
-func (h *Hub) Enqueue(m c2d.Message) error { return h.store.Enqueue(m) }
+func (h *Hub) Enqueue(m c2d.Message) error {
+	err := h.store.Enqueue(m)
+	if err == nil {
+		h.fleet.Help()
+	}
+	return err
+}
+
+// VirtualConnections returns the virtual devices that are connected, sorted by ID.
+func (h *Hub) VirtualConnections() []virtual.Connection { return h.fleet.Connections() }
 
 // Feedback is the hub's feedback queue.
 func (h *Hub) Feedback() *feedback.Queue { return h.feedback }

@@ -27,6 +27,7 @@ import (
 	"downlink/bridge/emulator/identity"
 	"downlink/bridge/emulator/mqttd"
 	"downlink/bridge/emulator/telemetry"
+	"downlink/bridge/emulator/virtual"
 )
 
 // sweepEvery is how late a message may expire, a lock lapse or a feedback batch
@@ -48,6 +49,7 @@ type Options struct {
 	Feedback            feedback.Rules
 	MQTT                mqttd.Behaviour
 	Telemetry           telemetry.Limits // of what Telemetry remembers
+	Virtual             []virtual.Rule   // which devices are the hub's own; they must be registered
 	History             int              // how many messages Log remembers; 0: 65536
 	Faults              *fault.Injector  // nil: one of its own
 	Now                 func() time.Time // the clock of queues and tokens; nil: time.Now
@@ -65,6 +67,7 @@ type Hub struct {
 	temp     string // data directory to remove
 
 	telemetry *telemetry.Log
+	fleet     *virtual.Fleet
 	listeners map[string]net.Listener
 	mqtt      *mqttd.Server
 	endpoints []endpoint
@@ -99,7 +102,14 @@ func Start(o Options) (*Hub, error) {
 		faults: o.Faults, log: o.Logger.With("component", "hub"), host: o.Hostnames[0],
 		telemetry: telemetry.NewLog(o.Telemetry), listeners: map[string]net.Listener{},
 	}
-	h.store = c2d.New(c2d.Options{Rules: o.Rules, AnyDevice: o.AnyDevice, History: o.History, Now: o.Now, Outcome: h.ended})
+	h.store = c2d.New(c2d.Options{
+		Rules: o.Rules, AnyDevice: o.AnyDevice, History: o.History, Now: o.Now, Outcome: h.ended,
+		Changed: func(id string) { h.fleet.Consider(id) },
+	})
+	var err error
+	if h.fleet, err = virtual.New(virtual.Options{Store: h.store, Rules: o.Virtual, Logger: o.Logger}); err != nil {
+		return nil, fmt.Errorf("hub: %w", err)
+	}
 	name, _, _ := strings.Cut(h.host, ".")
 	h.feedback = feedback.New(feedback.Options{Rules: o.Feedback, HubName: name, Alive: h.store.Alive, Now: o.Now})
 	if err := h.start(o); err != nil {
@@ -153,6 +163,7 @@ func (h *Hub) start(o Options) error {
 		})
 	}
 	h.wg.Go(func() { h.sweep(ctx) })
+	h.wg.Go(func() { h.fleet.Run(ctx) })
 	h.log.Info("hub listens", "amqps", h.AMQPAddr(), "mqtts", h.MQTTAddr(), "https", h.HTTPAddr(), "devices", len(o.Devices))
 	return nil
 }
@@ -161,7 +172,7 @@ func (h *Hub) start(o Options) error {
 func (h *Hub) assemble(o Options) {
 	names := append([]string{}, o.Hostnames...)
 	names = append(names, "127.0.0.1", "::1")
-	a := &authority{Store: h.store, identity: h.identity, hosts: names, any: o.AnyDevice, now: o.Now, log: h.log}
+	a := &authority{Store: h.store, fleet: h.fleet, identity: h.identity, hosts: names, any: o.AnyDevice, now: o.Now, log: h.log}
 	h.mqtt = mqttd.New(mqttd.Options{
 		Store: h.store, Authority: a, Behaviour: o.MQTT, Telemetry: h.telemetry, Faults: h.faults, Now: o.Now, Logger: o.Logger,
 	})
