@@ -284,7 +284,8 @@ func (r *Relay) again(ctx context.Context, j *job) {
 func (r *Relay) bury(ctx context.Context, j *job, cause error) {
 	l := newLetter(r.o.Name, j.message.C2D(), cause)
 	log := r.logger.With("subject", l.subject, "message_id", j.message.C2D().MessageID)
-	wait, since := newBackoff(), time.Now()
+	wait := newBackoff()
+	var since time.Time // of the first refusal: storing may have waited long for NATS before it
 	for {
 		err := r.store(ctx, l)
 		if err == nil {
@@ -298,6 +299,9 @@ func (r *Relay) bury(ctx context.Context, j *job, cause error) {
 			return
 		}
 		r.note(err)
+		if since.IsZero() {
+			since = time.Now()
+		}
 		if time.Since(since) >= holdDead {
 			log.Error("message lost: it cannot be published and neither can its dead letter", "reason", l.reason, "err", err)
 			r.finish(j, resultLost)

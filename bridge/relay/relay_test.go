@@ -411,3 +411,27 @@ func TestMetricsAreShared(t *testing.T) {
 	_, err = relay.New(relay.Options{Device: "d1", Receiver: broken{}, Publisher: &server{}, Map: plain{}, Registerer: taken})
 	require.ErrorContains(t, err, "relay: metrics")
 }
+
+// The hour counts from the first refusal, not from the beginning of an outage before it.
+func TestDeadLetterIsNotGivenUpForAnOutage(t *testing.T) {
+	var refusals atomic.Int32
+	inBubble(t, 4, 2*time.Hour, func(b *bed, o *relay.Options) {
+		b.server.verdict = func(p *mapping.Publication) error {
+			if refusals.Add(1) == 1 {
+				return &bridge.Error{Class: bridge.Refused, Op: "publish", Reason: "no-permission", Err: errors.New("not permitted")}
+			}
+			return nil
+		}
+	}, func(t *testing.T, b *bed) {
+		b.device.send(&mapping.C2D{MessageID: "unmappable"})
+		time.Sleep(3 * time.Hour)
+		synctest.Wait()
+		require.EqualValues(t, 1, refusals.Load())
+		require.Empty(t, b.device.pubacks())
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		require.Equal(t, []string{"unmappable"}, b.device.pubacks())
+		require.Zero(t, b.Stats().Lost)
+		require.Len(t, b.server.publications(), 1)
+	})
+}
