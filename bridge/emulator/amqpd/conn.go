@@ -35,7 +35,9 @@ type conn struct {
 	late   sync.WaitGroup
 
 	opened atomic.Bool
-	until  atomic.Int64 // once CLOSE is on its way: when to stop listening for the peer's, in Unix ns
+	// plainToken: the token came by SASL PLAIN, which has no renewal: the connection ends with it.
+	plainToken atomic.Bool
+	until      atomic.Int64 // once CLOSE is on its way: when to stop listening for the peer's, in Unix ns
 
 	mu        sync.Mutex // guards what follows, sessions and links included
 	muted     bool       // by a fault: nothing is answered any more
@@ -46,6 +48,8 @@ type conn struct {
 	partial   int // bytes of deliveries that have not arrived whole
 	grant     Grant
 	granted   bool
+	feeding   bool     // feed runs
+	shaped    []shaped // messages that the throttle delays, in their order
 	replies   [][]byte // of $cbs, for a client that has not attached its receiver yet
 }
 
@@ -80,6 +84,7 @@ func (c *conn) serve() {
 	c.nc.Close()
 	c.cancel()
 	c.late.Wait()
+	c.release()
 	if err != nil && !errors.Is(err, errDone) && !errors.Is(err, io.EOF) {
 		c.log.Debug("connection ended", "err", err)
 	} else {
@@ -148,6 +153,10 @@ func (c *conn) write() {
 		case <-expiry.C:
 			if d := time.Until(c.out.expiry()); d > 0 { // renewed meanwhile
 				expiry.Reset(d)
+				continue
+			}
+			if c.srv.o.DetachExpired && !c.plainToken.Load() {
+				c.detachExpired()
 				continue
 			}
 			// The connection ends with the token that opened it (developer guide, "Control

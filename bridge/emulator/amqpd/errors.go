@@ -30,6 +30,7 @@ const (
 	condCredit         = "amqp:link:transfer-limit-exceeded"
 	condSize           = "amqp:link:message-size-exceeded"
 	condStolen         = "amqp:link:stolen"
+	condLockLost       = "com.microsoft:message-lock-lost"
 	condArgument       = "com.microsoft:argument-error"
 	condNoHub          = "com.microsoft:iot-hub-not-found-error"
 )

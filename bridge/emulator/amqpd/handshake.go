@@ -88,6 +88,7 @@ func (c *conn) plain(response []byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.accept(g)
+	c.plainToken.Store(true)
 	return true
 }
 

@@ -96,10 +96,11 @@ func (l *link) clear() {
 
 // topUp renews the credit when half of it is used, unless too many answers are outstanding.
 func (l *link) topUp() {
-	if l.detaching || l.gone || l.credit > initialCredit/2 {
+	full := l.s.c.srv.o.Credit
+	if l.detaching || l.gone || l.credit > full/2 {
 		return
 	}
-	if target := min(initialCredit, uint32(max(0, maxUnsettled-l.s.c.held))); target > l.credit {
+	if target := min(full, uint32(max(0, maxUnsettled-l.s.c.held))); target > l.credit {
 		l.credit = target
 		l.s.sendFlow(l, false)
 	}
@@ -155,6 +156,10 @@ func (l *link) deliver(id uint32, settled bool, payload []byte) {
 			l.misbehave(act, id, settled, m)
 			return
 		}
+	}
+	if c.srv.o.Throttle != nil {
+		l.throttled(id, settled, m)
+		return
 	}
 	l.answer(id, settled, c.enqueue(m))
 }

@@ -12,10 +12,11 @@ import (
 type node int
 
 const (
-	nowhere     node = iota
-	cbsRequests      // the client sends put-token requests to $cbs
-	cbsReplies       // the client receives the replies from $cbs
-	deviceBound      // the client sends to /messages/devicebound
+	nowhere         node = iota
+	cbsRequests          // the client sends put-token requests to $cbs
+	cbsReplies           // the client receives the replies from $cbs
+	deviceBound          // the client sends to /messages/devicebound
+	feedbackBatches      // the client receives from /messages/serviceBound/feedback
 )
 
 // link is one link.
@@ -44,8 +45,8 @@ type link struct {
 	replyTo       string // the target's address
 	sendUnsettled bool
 	queue         [][]byte
-	sent          int // bytes of queue[0] already sent
-	sending       bool
+	sending       *delivery // not all of it is sent yet
+	sent          int       // bytes of it that are
 	sendingID     uint32
 }
 
@@ -86,7 +87,9 @@ func resolve(p *amqpwire.Attach) (node, *amqpwire.Error) {
 	switch a := address(p.Source.Address.Value); a {
 	case "$cbs":
 		return cbsReplies, nil
-	case "messages/servicebound/feedback", "messages/servicebound/filenotifications":
+	case "messages/servicebound/feedback":
+		return feedbackBatches, nil
+	case "messages/servicebound/filenotifications":
 		return nowhere, problem(condNotImplemented, "this hub does not offer %q", p.Source.Address.Value)
 	default:
 		return nowhere, problem(condNotFound, "nothing sends messages from %q", p.Source.Address.Value)
@@ -145,6 +148,14 @@ func (s *session) attach(p *amqpwire.Attach) {
 			refusal = c.unauthorized()
 		}
 	}
+	if refusal == nil && n == feedbackBatches {
+		refusal = c.unauthorized()
+		if refusal == nil && c.srv.o.Feedback == nil {
+			refusal = problem(condNotImplemented, "this hub has no feedback")
+		}
+		// Feedback is the client's to settle, unless it asked not to.
+		l.sendUnsettled = p.SenderSettleMode != amqpwire.Some(amqpwire.SenderSettled)
+	}
 	l.attached(p, n, refusal)
 }
 
@@ -195,8 +206,12 @@ func (l *link) attached(p *amqpwire.Attach, n node, refusal *amqpwire.Error) {
 	l.node = n
 	s.emit(a, nil)
 	if p.Role == amqpwire.RoleSender {
-		l.credit = initialCredit
+		l.credit = s.c.srv.o.Credit
 		s.sendFlow(l, false)
+		return
+	}
+	if n == feedbackBatches {
+		s.c.feed()
 		return
 	}
 	waiting := s.c.replies
@@ -232,6 +247,16 @@ func (l *link) drop() {
 	c.partial -= len(l.buf)
 	c.held -= l.held
 	l.buf, l.active, l.held, l.queue = nil, false, 0, nil
+	if l.sending != nil && !l.sendUnsettled {
+		c.settled(l.sending, amqpwire.Released{}) // cut off in the middle
+	}
+	l.sending = nil
+	for id, d := range l.s.unsettled {
+		if d.l == l {
+			delete(l.s.unsettled, id)
+			c.settled(d, amqpwire.Released{})
+		}
+	}
 }
 
 func (l *link) remove() {

@@ -10,6 +10,8 @@ import (
 
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/emulator/fault"
+	"downlink/bridge/emulator/feedback"
+	"downlink/bridge/emulator/throttle"
 )
 
 // Backend is the hub behind the endpoint. Both methods are called by many goroutines at once.
@@ -36,6 +38,16 @@ type Options struct {
 	// Hostnames are the hub's names, compared without case. A client that opens a connection to another
 	// name is refused; the loopback addresses are always right. Empty: any name is.
 	Hostnames []string
+	// Feedback is what clients receive at /messages/serviceBound/feedback; nil: nothing is offered there.
+	Feedback *feedback.Queue
+	// Throttle limits what is sent to devices; nil: nothing does.
+	Throttle *throttle.Throttle
+	// Credit is what the hub grants on a link to /messages/devicebound, topped up at half. The
+	// real hub's is not documented. Default 100.
+	Credit uint32
+	// DetachExpired says that a token's expiry detaches the links that need it and keeps the connection, so that the client
+	// may put another token and attach again. By default the connection ends. The documentation says both.
+	DetachExpired bool
 	// Faults may be nil.
 	Faults *fault.Injector
 	// Logger may be nil: discard.
@@ -61,7 +73,6 @@ const (
 	maxUnsettled   = 2048            // deliveries that wait for a late answer
 	maxReassembly  = 4 << 20         // bytes of deliveries that have not arrived whole
 	maxQueued      = 64              // messages that wait for credit on a link to the client
-	initialCredit  = 100             // topped up at half
 	maxText        = 240             // bytes of an error's description
 	incomingWindow = 5000            // transfer frames; renewed at half
 	lingerTime     = 2 * time.Second // for the peer to read why it was closed
@@ -96,6 +107,9 @@ func New(o Options) *Server {
 	def(&o.HandshakeTimeout, 30*time.Second)
 	def(&o.IdleTimeout, 4*time.Minute)
 	def(&o.WriteTimeout, 30*time.Second)
+	if o.Credit == 0 {
+		o.Credit = 100
+	}
 	if o.MaxConnections <= 0 {
 		o.MaxConnections = 1024
 	}

@@ -1,6 +1,9 @@
 package amqpd
 
 import (
+	"cmp"
+	"slices"
+
 	"downlink/bridge/internal/amqpwire"
 )
 
@@ -17,8 +20,8 @@ type session struct {
 
 	nextOutgoing uint32
 	nextDelivery uint32
-	peerWindow   int64 // frames it still takes
-	unsettled    map[uint32]struct{}
+	peerWindow   int64                // frames it still takes
+	unsettled    map[uint32]*delivery // sent to the client
 
 	// Accepted deliveries with consecutive IDs that are not told yet: one disposition serves them all.
 	run             bool
@@ -134,7 +137,7 @@ func (s *session) sendFlow(l *link, drain bool) {
 	if l != nil {
 		f.Handle, f.DeliveryCount, f.LinkCredit = amqpwire.Some(l.handle), amqpwire.Some(l.deliveryCount), amqpwire.Some(l.credit)
 		f.Drain = drain
-		if l.node == cbsReplies {
+		if l.sends() {
 			f.Available = amqpwire.Some(uint32(len(l.queue)))
 		}
 	}
@@ -151,7 +154,7 @@ func (s *session) flow(p *amqpwire.Flow) {
 		case l == nil:
 			return
 		case l.detaching, l.silent:
-		case l.node == cbsReplies:
+		case l.sends():
 			l.credited(p)
 		default:
 			l.senderState(p)
@@ -160,7 +163,7 @@ func (s *session) flow(p *amqpwire.Flow) {
 		s.sendFlow(nil, false)
 	}
 	for _, l := range s.links {
-		if l != nil && l.node == cbsReplies && !l.detaching {
+		if l != nil && l.sends() {
 			l.pump()
 		}
 	}
@@ -176,13 +179,38 @@ func (s *session) disposition(p *amqpwire.Disposition) {
 	if p.Last.Set {
 		last = p.Last.Value
 	}
+	var ids []uint32
 	for id := range s.unsettled {
-		if id-p.First > last-p.First { // serial numbers: RFC 1982
-			continue
-		}
-		delete(s.unsettled, id)
-		if !p.Settled {
-			s.emit(&amqpwire.Disposition{Role: amqpwire.RoleSender, First: id, Settled: true, State: p.State}, nil)
+		if id-p.First <= last-p.First { // serial numbers: RFC 1982
+			ids = append(ids, id)
 		}
 	}
+	slices.SortFunc(ids, func(a, b uint32) int { return cmp.Compare(a-p.First, b-p.First) })
+	for _, id := range ids {
+		if !p.Settled && !terminal(p.State) {
+			continue // how far it got, not what became of it
+		}
+		d := s.unsettled[id]
+		delete(s.unsettled, id)
+		state := s.c.settled(d, p.State)
+		if !p.Settled {
+			// The client waits for our word, as C# does: rcv-settle-mode second.
+			s.emit(&amqpwire.Disposition{Role: amqpwire.RoleSender, First: id, Settled: true, State: state}, nil)
+		}
+	}
+	if len(ids) > 0 {
+		for _, l := range s.links {
+			if l != nil && l.sends() {
+				l.pump() // there may be room for more now
+			}
+		}
+	}
+}
+
+func terminal(state amqpwire.DeliveryState) bool {
+	switch state.(type) {
+	case amqpwire.Accepted, *amqpwire.Rejected, amqpwire.Released, *amqpwire.Modified:
+		return true
+	}
+	return false
 }
