@@ -11,6 +11,7 @@ import (
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/emulator/identity"
 	"downlink/bridge/emulator/mqttd"
+	"downlink/bridge/emulator/throttle"
 	"downlink/bridge/emulator/virtual"
 	"downlink/bridge/internal/sas"
 )
@@ -21,6 +22,7 @@ type authority struct {
 	*c2d.Store
 	fleet    *virtual.Fleet
 	identity *identity.Identity
+	throttle *throttle.Throttle
 	hosts    []string // the names under which clients may know this hub
 	any      bool     // devices that are not registered yet may sign in
 	now      func() time.Time
@@ -79,7 +81,7 @@ func (a *authority) Authorize(token string) (amqpd.Grant, error) {
 	return amqpd.Grant{}, err
 }
 
-// AuthorizeHTTP is httpd's authority.
+// AuthorizeHTTP is httpd's authority. A *c2d.Refusal says that the tier's registry operations are used up.
 func (a *authority) AuthorizeHTTP(token, path string, wanted identity.Rights) error {
 	t, err := a.verified(token, path)
 	if err != nil {
@@ -89,12 +91,24 @@ func (a *authority) AuthorizeHTTP(token, path string, wanted identity.Rights) er
 	if err == nil && rights&wanted == 0 {
 		err = fmt.Errorf("policy %s lacks the right for this", t.KeyName)
 	}
+	if err == nil && wanted&(identity.RegistryRead|identity.RegistryWrite) != 0 {
+		return a.throttle.Registry()
+	}
 	return err
 }
 
 // AuthorizeDevice is mqttd's authority: a device signs in with a token made with
-// one of its own keys or by a policy with the right DeviceConnect.
+// one of its own keys or by a policy with the right DeviceConnect. A *c2d.Refusal
+// with code 429001 says that the tier's new connections are used up.
 func (a *authority) AuthorizeDevice(l mqttd.Login, token string) (time.Time, error) {
+	expiry, err := a.signIn(l, token)
+	if err == nil {
+		err = a.throttle.Connect()
+	}
+	return expiry, err
+}
+
+func (a *authority) signIn(l mqttd.Login, token string) (time.Time, error) {
 	if !a.named(l.Host) {
 		return time.Time{}, fmt.Errorf("the user name is for hub %.260q, this is %s", l.Host, strings.Join(a.hosts, ", "))
 	}

@@ -27,6 +27,8 @@ import (
 	"downlink/bridge/emulator/identity"
 	"downlink/bridge/emulator/mqttd"
 	"downlink/bridge/emulator/telemetry"
+	"downlink/bridge/emulator/throttle"
+	"downlink/bridge/emulator/twin"
 	"downlink/bridge/emulator/virtual"
 )
 
@@ -47,6 +49,8 @@ type Options struct {
 	AnyDevice           bool     // unknown devices are registered when they are first used
 	Rules               c2d.Rules
 	Feedback            feedback.Rules
+	Throttle            throttle.Options // by tier and units; its clock is Now. The zero value limits nothing
+	AMQP                amqpd.Behaviour
 	MQTT                mqttd.Behaviour
 	Telemetry           telemetry.Limits // of what Telemetry remembers
 	Virtual             []virtual.Rule   // which devices are the hub's own; they must be registered
@@ -60,6 +64,7 @@ type Options struct {
 type Hub struct {
 	store    *c2d.Store
 	feedback *feedback.Queue
+	throttle *throttle.Throttle // nil: off
 	identity *identity.Identity
 	faults   *fault.Injector
 	log      *slog.Logger
@@ -67,6 +72,7 @@ type Hub struct {
 	temp     string // data directory to remove
 
 	telemetry *telemetry.Log
+	twins     *twin.Store
 	fleet     *virtual.Fleet
 	listeners map[string]net.Listener
 	mqtt      *mqttd.Server
@@ -100,7 +106,7 @@ func Start(o Options) (*Hub, error) {
 	}
 	h := &Hub{
 		faults: o.Faults, log: o.Logger.With("component", "hub"), host: o.Hostnames[0],
-		telemetry: telemetry.NewLog(o.Telemetry), listeners: map[string]net.Listener{},
+		telemetry: telemetry.NewLog(o.Telemetry), twins: twin.New(o.Now), listeners: map[string]net.Listener{},
 	}
 	h.store = c2d.New(c2d.Options{
 		Rules: o.Rules, AnyDevice: o.AnyDevice, History: o.History, Now: o.Now, Outcome: h.ended,
@@ -108,6 +114,10 @@ func Start(o Options) (*Hub, error) {
 	})
 	var err error
 	if h.fleet, err = virtual.New(virtual.Options{Store: h.store, Rules: o.Virtual, Logger: o.Logger}); err != nil {
+		return nil, fmt.Errorf("hub: %w", err)
+	}
+	o.Throttle.Now = o.Now
+	if h.throttle, err = throttle.New(o.Throttle); err != nil {
 		return nil, fmt.Errorf("hub: %w", err)
 	}
 	name, _, _ := strings.Cut(h.host, ".")
@@ -164,6 +174,7 @@ func (h *Hub) start(o Options) error {
 	}
 	h.wg.Go(func() { h.sweep(ctx) })
 	h.wg.Go(func() { h.fleet.Run(ctx) })
+	h.wg.Go(func() { h.tidy(ctx) })
 	h.log.Info("hub listens", "amqps", h.AMQPAddr(), "mqtts", h.MQTTAddr(), "https", h.HTTPAddr(), "devices", len(o.Devices))
 	return nil
 }
@@ -172,11 +183,13 @@ func (h *Hub) start(o Options) error {
 func (h *Hub) assemble(o Options) {
 	names := append([]string{}, o.Hostnames...)
 	names = append(names, "127.0.0.1", "::1")
-	a := &authority{Store: h.store, fleet: h.fleet, identity: h.identity, hosts: names, any: o.AnyDevice, now: o.Now, log: h.log}
+	a := &authority{Store: h.store, fleet: h.fleet, identity: h.identity, throttle: h.throttle, hosts: names, any: o.AnyDevice, now: o.Now, log: h.log}
 	h.mqtt = mqttd.New(mqttd.Options{
-		Store: h.store, Authority: a, Behaviour: o.MQTT, Telemetry: h.telemetry, Faults: h.faults, Now: o.Now, Logger: o.Logger,
+		Store: h.store, Authority: a, Behaviour: o.MQTT, Telemetry: h.telemetry, Twins: h.twins, Faults: h.faults, Now: o.Now, Logger: o.Logger,
 	})
-	amqps := amqpd.New(amqpd.Options{Backend: a, Hostnames: names, Faults: h.faults, Logger: o.Logger})
+	amqps := amqpd.New(amqpd.Options{
+		Backend: a, Hostnames: names, Feedback: h.feedback, Throttle: h.throttle, Behaviour: o.AMQP, Faults: h.faults, Logger: o.Logger,
+	})
 	https := httpd.New(httpd.Options{
 		Store: h.store, Identity: h.identity, Authority: a, Logger: o.Logger,
 		Tunnels: map[string]func(net.Conn){"AMQPWSB10": amqps.ServeConn, "mqtt": h.mqtt.ServeConn},

@@ -155,7 +155,7 @@ func (c *conn) write() {
 				expiry.Reset(d)
 				continue
 			}
-			if c.srv.o.DetachExpired && !c.plainToken.Load() {
+			if c.srv.o.Behaviour.DetachExpired && !c.plainToken.Load() {
 				c.detachExpired()
 				continue
 			}

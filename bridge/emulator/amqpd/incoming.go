@@ -96,7 +96,7 @@ func (l *link) clear() {
 
 // topUp renews the credit when half of it is used, unless too many answers are outstanding.
 func (l *link) topUp() {
-	full := l.s.c.srv.o.Credit
+	full := l.s.c.srv.o.Behaviour.Credit
 	if l.detaching || l.gone || l.credit > full/2 {
 		return
 	}

@@ -206,7 +206,7 @@ func (l *link) attached(p *amqpwire.Attach, n node, refusal *amqpwire.Error) {
 	l.node = n
 	s.emit(a, nil)
 	if p.Role == amqpwire.RoleSender {
-		l.credit = s.c.srv.o.Credit
+		l.credit = s.c.srv.o.Behaviour.Credit
 		s.sendFlow(l, false)
 		return
 	}

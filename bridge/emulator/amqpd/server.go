@@ -31,6 +31,15 @@ type Grant struct {
 	ServiceConnect bool      // may send messages and receive feedback
 }
 
+// Behaviour is what nobody outside knows of the hub. The zero value is the likeliest.
+type Behaviour struct {
+	// Credit is what the hub grants on a link to /messages/devicebound, topped up at half. Default 100.
+	Credit uint32
+	// DetachExpired says that a token's expiry detaches the links that need it and keeps the connection, so that the client
+	// may put another token and attach again. Otherwise the connection ends, as it does anyhow if the token came by SASL PLAIN.
+	DetachExpired bool
+}
+
 // Options say how to serve. Zero values have defaults.
 type Options struct {
 	// Backend is required.
@@ -41,13 +50,8 @@ type Options struct {
 	// Feedback is what clients receive at /messages/serviceBound/feedback; nil: nothing is offered there.
 	Feedback *feedback.Queue
 	// Throttle limits what is sent to devices; nil: nothing does.
-	Throttle *throttle.Throttle
-	// Credit is what the hub grants on a link to /messages/devicebound, topped up at half. The
-	// real hub's is not documented. Default 100.
-	Credit uint32
-	// DetachExpired says that a token's expiry detaches the links that need it and keeps the connection, so that the client
-	// may put another token and attach again. By default the connection ends. The documentation says both.
-	DetachExpired bool
+	Throttle  *throttle.Throttle
+	Behaviour Behaviour
 	// Faults may be nil.
 	Faults *fault.Injector
 	// Logger may be nil: discard.
@@ -107,8 +111,8 @@ func New(o Options) *Server {
 	def(&o.HandshakeTimeout, 30*time.Second)
 	def(&o.IdleTimeout, 4*time.Minute)
 	def(&o.WriteTimeout, 30*time.Second)
-	if o.Credit == 0 {
-		o.Credit = 100
+	if o.Behaviour.Credit == 0 {
+		o.Behaviour.Credit = 100
 	}
 	if o.MaxConnections <= 0 {
 		o.MaxConnections = 1024

@@ -163,7 +163,7 @@ func TestTokenExpiryDetachesLinks(t *testing.T) {
 		b.sendMessage(2, "d1")
 		disposition, _ := expect[*amqpwire.Disposition](b.peer)
 		require.Equal(t, amqpwire.Accepted{}, disposition.State)
-	}, withFeedback(&q, feedback.Rules{}), func(o *amqpd.Options) { o.DetachExpired = true })
+	}, withFeedback(&q, feedback.Rules{}), func(o *amqpd.Options) { o.Behaviour.DetachExpired = true })
 }
 
 func TestCreditIsAnOption(t *testing.T) {
@@ -173,5 +173,5 @@ func TestCreditIsAnOption(t *testing.T) {
 		expect[*amqpwire.Attach](b.peer)
 		f, _ := expect[*amqpwire.Flow](b.peer)
 		require.Equal(t, amqpwire.Some[uint32](1), f.LinkCredit)
-	}, func(o *amqpd.Options) { o.Credit = 1 })
+	}, func(o *amqpd.Options) { o.Behaviour.Credit = 1 })
 }

@@ -1,6 +1,7 @@
 // Package httpd is the embedded hub's HTTPS endpoint: the part of IoT Hub's
-// service REST interface that serves registering devices, counting them and
-// purging their queues, under the real paths and with the real errors. It takes
+// service REST interface that the SDKs' registry managers and service clients
+// use (devices, in bulk too, queries, twins, direct methods, statistics, purging
+// of queues, feedback), under the real paths and with the real errors. It takes
 // a SAS token of a policy with the right in the Authorization header. AMQP and
 // MQTT over WebSocket come in here, too.
 package httpd
@@ -19,23 +20,51 @@ import (
 	"time"
 
 	"downlink/bridge/emulator/c2d"
+	"downlink/bridge/emulator/fault"
+	"downlink/bridge/emulator/feedback"
 	"downlink/bridge/emulator/identity"
+	"downlink/bridge/emulator/twin"
 )
 
-const maxBody = 64 * 1024
+// The largest bodies: of all requests, and of those that carry many devices or a method's payload.
+const (
+	maxBody      = 64 * 1024
+	maxLargeBody = 1024 * 1024
+)
 
 // Authority decides who may do what.
 type Authority interface {
 	// AuthorizeHTTP verifies a policy's SAS token for the path of a resource, and
-	// that the policy has one of the wanted rights. The error says why not.
+	// that the policy has one of the wanted rights. The error says why not; a *c2d.Refusal is answered as such.
 	AuthorizeHTTP(token, path string, wanted identity.Rights) error
 }
 
-// Options make a Server.
+// DeviceLink reaches devices that are connected.
+type DeviceLink interface {
+	// UpdateTwin changes a twin and tells the device.
+	UpdateTwin(device, generation string, c twin.Change) (twin.Twin, error)
+	// Invoke calls a direct method and waits for the answer. The error is ctx's or a *c2d.Refusal.
+	Invoke(ctx context.Context, device string, m Method) (status int, payload []byte, err error)
+}
+
+// Method is one call of a direct method.
+type Method struct {
+	Name                            string
+	Payload                         []byte // JSON; nil: none
+	ConnectTimeout, ResponseTimeout time.Duration
+}
+
+// Options make a Server. Store, Identity, Authority, Feedback, Twins and Devices are required.
 type Options struct {
 	Store     *c2d.Store
 	Identity  *identity.Identity // device keys, where a device has none of its own
 	Authority Authority
+	Feedback  *feedback.Queue
+	Twins     *twin.Store
+	Devices   DeviceLink
+	// Registry is asked before every registry operation; a *c2d.Refusal refuses it. nil: none is refused.
+	Registry func() error
+	Faults   *fault.Injector // may be nil
 	// Tunnels serve connections that come over WebSocket, by subprotocol. They
 	// must return when their own server closes.
 	Tunnels map[string]func(net.Conn)
@@ -47,9 +76,17 @@ type Server struct {
 	store     *c2d.Store
 	identity  *identity.Identity
 	authority Authority
+	feedback  *feedback.Queue
+	twins     *twin.Store
+	devices   DeviceLink
+	registry  func() error
+	faults    *fault.Injector
+	changing  sync.Mutex // serialises changes of twins, whose ETag is checked first
 	tunnels   map[string]func(net.Conn)
 	log       *slog.Logger
 	http      *http.Server
+	done      chan struct{} // closed by Close
+	ending    sync.Once
 	active    sync.RWMutex // held for reading by every request
 }
 
@@ -58,7 +95,14 @@ func New(o Options) *Server {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{store: o.Store, identity: o.Identity, authority: o.Authority, tunnels: o.Tunnels, log: o.Logger.With("component", "httpd")}
+	if o.Registry == nil {
+		o.Registry = func() error { return nil }
+	}
+	s := &Server{
+		store: o.Store, identity: o.Identity, authority: o.Authority, feedback: o.Feedback, twins: o.Twins, devices: o.Devices,
+		registry: o.Registry, faults: o.Faults, tunnels: o.Tunnels,
+		log: o.Logger.With("component", "httpd"), done: make(chan struct{}),
+	}
 	s.http = &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -81,6 +125,7 @@ func (s *Server) Serve(l net.Listener) error {
 
 // Close lets requests finish for a second, then ends all connections.
 func (s *Server) Close() error {
+	s.ending.Do(func() { close(s.done) })
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	err := s.http.Shutdown(ctx)
@@ -97,7 +142,6 @@ func (s *Server) Close() error {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.active.RLock()
 	defer s.active.RUnlock()
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	path, err := segments(r.URL.EscapedPath())
 	if err != nil {
 		s.fail(w, http.StatusBadRequest, "ArgumentInvalid", 400004, "the path is not percent-encoded correctly")
@@ -107,12 +151,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.tunnel(w, r)
 		return
 	}
-	wanted, serve := s.route(r.Method, path)
-	if serve == nil {
+	t := s.route(r.Method, path)
+	if t.serve == nil {
 		s.fail(w, http.StatusNotFound, "NotFound", 404000, "the embedded hub does not serve this method and path")
 		return
 	}
-	if err := s.authority.AuthorizeHTTP(r.Header.Get("Authorization"), "/"+strings.Join(path, "/"), wanted); err != nil {
+	r.Body = http.MaxBytesReader(w, r.Body, max(t.body, maxBody))
+	if err := s.authority.AuthorizeHTTP(r.Header.Get("Authorization"), "/"+strings.Join(path, "/"), t.rights); err != nil {
 		s.log.Info("refused a request", "err", err)
 		s.fail(w, http.StatusUnauthorized, "IotHubUnauthorizedAccess", 401002, "Unauthorized")
 		return
@@ -121,7 +166,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusBadRequest, "InvalidProtocolVersion", 400001, "api-version is missing")
 		return
 	}
-	serve(w, r)
+	if s.misbehave(w, r, t.device) {
+		return
+	}
+	if t.registry {
+		if err := s.registry(); err != nil {
+			s.refuse(w, err)
+			return
+		}
+	}
+	t.serve(w, r)
 }
 
 func segments(escaped string) ([]string, error) {
@@ -134,37 +188,6 @@ func segments(escaped string) ([]string, error) {
 		parts[i] = decoded
 	}
 	return parts, nil
-}
-
-type handler func(http.ResponseWriter, *http.Request)
-
-// route finds who serves a request, and which right it takes.
-func (s *Server) route(method string, path []string) (identity.Rights, handler) {
-	const read = identity.RegistryRead | identity.RegistryWrite
-	switch {
-	case len(path) == 1 && path[0] == "devices" && method == http.MethodGet:
-		return read, s.listDevices
-	case len(path) == 2 && path[0] == "devices":
-		id := path[1]
-		switch method {
-		case http.MethodGet:
-			return read, func(w http.ResponseWriter, _ *http.Request) { s.getDevice(w, id) }
-		case http.MethodPut:
-			return identity.RegistryWrite, func(w http.ResponseWriter, r *http.Request) { s.putDevice(w, r, id) }
-		case http.MethodDelete:
-			return identity.RegistryWrite, func(w http.ResponseWriter, r *http.Request) { s.deleteDevice(w, r, id) }
-		}
-	case len(path) == 3 && path[0] == "devices" && path[2] == "commands" && method == http.MethodDelete:
-		return identity.ServiceConnect, func(w http.ResponseWriter, _ *http.Request) { s.purge(w, path[1]) }
-	case len(path) == 2 && path[0] == "statistics" && method == http.MethodGet:
-		switch path[1] {
-		case "devices":
-			return read, s.deviceStatistics
-		case "service":
-			return read, s.serviceStatistics
-		}
-	}
-	return 0, nil
 }
 
 func (s *Server) reply(w http.ResponseWriter, status int, body any) {
@@ -194,6 +217,7 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 	}
 	name := map[int]string{
 		400004: "ArgumentInvalid", 404001: "DeviceNotFound", 409001: "DeviceAlreadyExists", 412001: "PreconditionFailed",
+		412002: "DeviceMessageLockLost", 429001: "ThrottlingException",
 	}[r.Code]
 	s.fail(w, r.Code/1000, name, r.Code, r.Text)
 }
