@@ -51,14 +51,17 @@ type conn struct {
 	will       *packets.ConnectPacket // nil: none
 
 	// For the reading goroutine alone.
-	state      *sessionState
+	generation string
+	after      uint64 // C2D messages up to this one are not for the subscription
 	delivering bool
+
+	grants atomic.Uint32 // subscriptions: a grants, changed by the reading goroutine
 
 	cause atomic.Pointer[error] // why the hub ended the session
 
-	mu  sync.Mutex // guards what follows; held while writing
-	w   *bufio.Writer
-	qos byte // of the C2D subscription
+	mu    sync.Mutex // guards what follows; held while writing
+	w     *bufio.Writer
+	calls calls
 }
 
 func (s *Server) serve(nc net.Conn) {

@@ -63,7 +63,7 @@ func (c *conn) connect(p *packets.ConnectPacket) error {
 	if err != nil {
 		return c.refuse(bad, err)
 	}
-	c.session = session
+	c.session, c.generation = session, session.Generation()
 	c.log = c.server.log.With("device_id", c.device)
 	c.persistent = !p.CleanSession
 	if p.WillFlag {
@@ -73,8 +73,7 @@ func (c *conn) connect(p *packets.ConnectPacket) error {
 	if p.Keepalive > 0 {
 		c.silence = min(maxSilence, time.Duration(p.Keepalive)*time.Second*3/2) // MQTT 3.1.1 §3.1.2.10
 	}
-	var present bool
-	c.state, present = c.server.resume(c, session.Generation())
+	present := c.server.resume(c)
 	if faulty && injected.After {
 		if err := c.misconnect(injected); err != nil {
 			return err
@@ -86,10 +85,11 @@ func (c *conn) connect(p *packets.ConnectPacket) error {
 		return err
 	}
 	c.log.Info("device connected", "persistent", c.persistent)
-	if qos, ok := c.state.filters[devicebound(c.device)]; ok {
+	c.server.announce()
+	if c.subscribed(deviceBound) {
 		// A persisted subscription: messages come right after CONNACK, before the
 		// device subscribes again.
-		c.receive(qos)
+		c.receive()
 	}
 	return nil
 }

@@ -8,11 +8,8 @@ import (
 )
 
 // receive starts delivering C2D messages, or goes on with another QoS.
-func (c *conn) receive(qos byte) {
-	c.mu.Lock()
-	c.qos = qos
-	c.mu.Unlock()
-	c.session.Start(c.state.after)
+func (c *conn) receive() {
+	c.session.Start(c.after)
 	if !c.delivering {
 		c.delivering = true
 		c.wg.Go(c.deliver)
@@ -64,9 +61,10 @@ func (c *conn) deliver() {
 
 // send writes one message and returns the QoS it went with.
 func (c *conn) send(d c2d.Delivery) (qos byte, err error) {
-	c.mu.Lock()
-	qos = c.qos
-	c.mu.Unlock()
+	qos, subscribed := c.granted().qos(deviceBound)
+	if !subscribed {
+		qos = 1 // unsubscribed since it was taken: it is not complete before its PUBACK
+	}
 	topic := Topic(c.device, d.Message)
 	if len(topic) > maxTopic {
 		c.log.Warn("a message cannot be delivered over MQTT: its properties make a topic of over 65535 bytes; it is rejected", "message_id", d.Message.MessageID)

@@ -50,10 +50,7 @@ func newFixture(t *testing.T, b mqttd.Behaviour) *fixture {
 
 func newFixtureUntil(t *testing.T, b mqttd.Behaviour, expiry time.Time) *fixture {
 	t.Helper()
-	f := &fixture{t: t, store: c2d.New(c2d.Options{}), faults: &fault.Injector{}, told: &telemetry.Log{}}
-	_, err := f.store.Create(c2d.Device{ID: "d1"})
-	require.NoError(t, err)
-	f.server = mqttd.New(mqttd.Options{Store: f.store, Authority: doorman{expiry}, Behaviour: b, Telemetry: f.told, Faults: f.faults})
+	f := newServer(t, b, expiry)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	f.addr = l.Addr().String()
@@ -64,6 +61,36 @@ func newFixtureUntil(t *testing.T, b mqttd.Behaviour, expiry time.Time) *fixture
 		require.NoError(t, <-served)
 	})
 	return f
+}
+
+// newServer is a fixture that listens nowhere.
+func newServer(t *testing.T, b mqttd.Behaviour, expiry time.Time) *fixture {
+	t.Helper()
+	f := &fixture{t: t, store: c2d.New(c2d.Options{}), faults: &fault.Injector{}, told: &telemetry.Log{}}
+	f.create("d1")
+	f.server = mqttd.New(mqttd.Options{Store: f.store, Authority: doorman{expiry}, Behaviour: b, Telemetry: f.told, Faults: f.faults})
+	return f
+}
+
+// newPipe is a fixture without sockets, for tests in a bubble.
+func newPipe(t *testing.T, expiry time.Time) *fixture {
+	t.Helper()
+	f := newServer(t, mqttd.Behaviour{}, expiry)
+	t.Cleanup(func() { require.NoError(t, f.server.Close()) })
+	return f
+}
+
+func (f *fixture) pipe() *peer {
+	here, there := net.Pipe()
+	go f.server.ServeConn(there)
+	f.t.Cleanup(func() { here.Close() })
+	return &peer{f.t, here}
+}
+
+func (f *fixture) create(id string) {
+	f.t.Helper()
+	_, err := f.store.Create(c2d.Device{ID: id})
+	require.NoError(f.t, err)
 }
 
 func (f *fixture) send(ids ...string) {

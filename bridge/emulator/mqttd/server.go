@@ -9,6 +9,7 @@ package mqttd
 import (
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/emulator/fault"
 	"downlink/bridge/emulator/telemetry"
+	"downlink/bridge/emulator/twin"
 )
 
 // Authority decides which devices may connect.
@@ -62,6 +64,7 @@ type Options struct {
 	Authority Authority
 	Behaviour Behaviour
 	Telemetry *telemetry.Log   // takes device-to-cloud messages; nil: one of its own
+	Twins     *twin.Store      // nil: one of its own
 	Faults    *fault.Injector  // may be nil
 	Now       func() time.Time // the clock of tokens; nil: time.Now
 	Logger    *slog.Logger     // nil: discard
@@ -73,6 +76,7 @@ type Server struct {
 	authority Authority
 	behaviour Behaviour
 	telemetry *telemetry.Log
+	twins     *twin.Store
 	faults    *fault.Injector
 	now       func() time.Time
 	log       *slog.Logger
@@ -84,25 +88,17 @@ type Server struct {
 	closed    bool
 	listeners []net.Listener
 	conns     map[*conn]struct{}
-	online    map[string]*conn         // by device: the one connection it has
-	sessions  map[string]*sessionState // by device: persistent sessions (CleanSession 0)
+	online    map[string]*conn        // by device: the one connection it has
+	sessions  map[string]sessionState // by device: persistent sessions (CleanSession 0)
+	arrival   chan struct{}           // closed when a device came or subscribed; nil while nobody waits
 }
 
 // sessionState is what MQTT 3.1.1 §3.1.2.4 has the server keep between
-// connections, besides the queue. Not modified once it is in Server.sessions.
+// connections, besides the queue.
 type sessionState struct {
-	generation string          // of the device that made it
-	filters    map[string]byte // topic filters and their granted QoS
-	after      uint64          // messages up to this one are not for the subscription
-}
-
-func (s *sessionState) clone() *sessionState {
-	c := *s
-	c.filters = make(map[string]byte, len(s.filters))
-	for f, q := range s.filters {
-		c.filters[f] = q
-	}
-	return &c
+	generation string // of the device that made it
+	grants     grants
+	after      uint64 // messages up to this one are not for the subscription
 }
 
 // New makes a server; it listens nowhere yet.
@@ -126,13 +122,16 @@ func New(o Options) *Server {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Twins == nil {
+		o.Twins = twin.New(o.Now)
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Server{
-		store: o.Store, authority: o.Authority, behaviour: *b, telemetry: o.Telemetry, faults: o.Faults, now: o.Now,
+		store: o.Store, authority: o.Authority, behaviour: *b, telemetry: o.Telemetry, twins: o.Twins, faults: o.Faults, now: o.Now,
 		log: o.Logger.With("component", "mqttd"), done: make(chan struct{}),
-		conns: map[*conn]struct{}{}, online: map[string]*conn{}, sessions: map[string]*sessionState{},
+		conns: map[*conn]struct{}{}, online: map[string]*conn{}, sessions: map[string]sessionState{},
 	}
 }
 
@@ -233,27 +232,28 @@ func (s *Server) remove(c *conn) {
 	}
 }
 
-// resume makes c the device's connection and returns its session state, and
-// whether that was there before.
-func (s *Server) resume(c *conn, generation string) (*sessionState, bool) {
+// resume makes c the device's connection, gives it its session's state, and
+// reports whether that was there before.
+func (s *Server) resume(c *conn) (present bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c.session.Live() { // else a newer connection is, or comes, here
 		s.online[c.device] = c
 	}
-	old := s.sessions[c.device]
-	if c.persistent && old != nil && old.generation == generation {
-		return old.clone(), true
+	old, ok := s.sessions[c.device]
+	if c.persistent && ok && old.generation == c.generation {
+		c.grants.Store(uint32(old.grants))
+		c.after = old.after
+		return true
 	}
-	fresh := &sessionState{generation: generation, filters: map[string]byte{}}
 	if s.online[c.device] != c {
-		return fresh, false
+		return false
 	}
 	delete(s.sessions, c.device)
 	if c.persistent {
-		s.sessions[c.device] = fresh.clone()
+		s.sessions[c.device] = sessionState{generation: c.generation}
 	}
-	return fresh, false
+	return false
 }
 
 // keep stores the state of a persistent session, unless another connection has taken over.
@@ -264,8 +264,15 @@ func (s *Server) keep(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.online[c.device] == c {
-		s.sessions[c.device] = c.state.clone()
+		s.sessions[c.device] = sessionState{generation: c.generation, grants: c.granted(), after: c.after}
 	}
+}
+
+// Forget drops the persistent sessions of devices that are gone.
+func (s *Server) Forget(gone func(device, generation string) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.sessions, func(device string, state sessionState) bool { return gone(device, state.generation) })
 }
 
 // Connection is a snapshot of one device's connection.

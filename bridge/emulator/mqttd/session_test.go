@@ -185,42 +185,6 @@ func TestRedeliveryOptions(t *testing.T) {
 	require.True(t, m.Dup)
 }
 
-func TestTelemetryTwinAndMethods(t *testing.T) {
-	f := newFixture(t, mqttd.Behaviour{})
-	p, _ := f.connect(func(p *packets.ConnectPacket) {
-		p.WillFlag, p.WillTopic, p.WillMessage, p.WillQos = true, "devices/d1/messages/events/a=b", []byte("gone"), 1
-	})
-	publish := func(topic string, qos byte, body string) {
-		m := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
-		m.TopicName, m.Qos, m.MessageID, m.Payload, m.Retain = topic, qos, 3, []byte(body), true
-		p.write(m)
-	}
-	publish("devices/d1/messages/events/", 0, "t")
-	publish("devices/d1/messages/events/a=b&c", 1, strings.Repeat("x", 256*1024-3))
-	require.Equal(t, uint16(3), p.read().(*packets.PubackPacket).MessageID)
-	require.Equal(t, uint64(2), f.store.Counts("d1").Telemetry)
-
-	publish("$iothub/twin/GET/?$rid=1", 0, "")
-	p.ping() // no subscription, no answer
-	p.subscribe(0, "$iothub/twin/res/#")
-	publish("$iothub/twin/GET/?$rid=ab1", 0, "")
-	body, m := p.next()
-	require.Equal(t, "$iothub/twin/res/200/?$rid=ab1", m.TopicName)
-	require.JSONEq(t, `{"desired":{"$version":1},"reported":{"$version":1}}`, body)
-	publish("$iothub/twin/PATCH/properties/reported/?$rid=2", 0, `{"a":1}`)
-	_, m = p.next()
-	require.Equal(t, "$iothub/twin/res/501/?$rid=2", m.TopicName)
-	publish("$iothub/methods/res/200/?$rid=1", 1, "{}")
-	require.IsType(t, &packets.PubackPacket{}, p.read())
-
-	p.Close()
-	f.offline()
-	require.Equal(t, uint64(3), f.store.Counts("d1").Telemetry, "the will is telemetry")
-	p, _ = f.connect()
-	publish("devices/d2/messages/events/", 0, "not mine")
-	require.Empty(t, p.cut())
-}
-
 func TestPropertiesTooLongForATopicAreRejected(t *testing.T) {
 	f := newFixture(t, mqttd.Behaviour{})
 	p, _ := f.connect()
@@ -256,4 +220,20 @@ func TestLapsedLockComesAgainWhereAsked(t *testing.T) {
 	require.NoError(t, s.Close())
 	<-done
 	here.Close()
+}
+
+func TestForget(t *testing.T) {
+	f := newFixture(t, mqttd.Behaviour{})
+	p, _ := f.connect()
+	p.subscribe(1, devicebound)
+	p.Close()
+	f.offline()
+	f.server.Forget(func(device, generation string) bool { return generation != f.generation() })
+	p, present := f.connect()
+	require.True(t, present)
+	p.Close()
+	f.offline()
+	f.server.Forget(func(device, generation string) bool { return device == "d1" && generation == f.generation() })
+	_, present = f.connect()
+	require.False(t, present)
 }

@@ -6,71 +6,102 @@ import (
 	"github.com/eclipse/paho.mqtt.golang/packets"
 )
 
-// The filters that a device may subscribe to, apart from devicebound (developer
+// filter is one of the topic filters to which a device may subscribe (developer
 // guide: only the documented topics, at most five).
+type filter uint
+
 const (
-	twinResponses  = "$iothub/twin/res/#"
-	twinDesired    = "$iothub/twin/PATCH/properties/desired/#"
-	directMethods  = "$iothub/methods/POST/#"
-	maxFilters     = 5
-	refusedFilter  = 0x80 // MQTT 3.1.1 §3.9.3
-	emptyTwin      = `{"desired":{"$version":1},"reported":{"$version":1}}`
-	notImplemented = "501"
+	deviceBound   filter = iota // devices/{id}/messages/devicebound/#: C2D messages
+	twinResponses               // answers to twin requests
+	twinDesired                 // changes of desired properties
+	directMethods               // calls of direct methods
 )
 
-// devicebound is the filter for C2D messages. The device ID stands in it as it is.
-func devicebound(device string) string { return "devices/" + device + "/messages/devicebound/#" }
+// refusedFilter is the SUBACK code of a failure (MQTT 3.1.1 §3.9.3).
+const refusedFilter = 0x80
+
+// match finds what a device's topic filter stands for. The device ID stands in
+// it as it is.
+func match(device, topicFilter string) (filter, bool) {
+	switch topicFilter {
+	case "devices/" + device + "/messages/devicebound/#":
+		return deviceBound, true
+	case "$iothub/twin/res/#":
+		return twinResponses, true
+	case "$iothub/twin/PATCH/properties/desired/#":
+		return twinDesired, true
+	case "$iothub/methods/POST/#":
+		return directMethods, true
+	}
+	return 0, false
+}
+
+// grants are a session's subscriptions: a byte for each filter, its QoS plus one.
+type grants uint32
+
+func (g grants) qos(f filter) (qos byte, ok bool) {
+	b := byte(g >> (8 * f))
+	return max(b, 1) - 1, b > 0
+}
+
+func (g grants) with(f filter, qos byte) grants { return g.without(f) | grants(qos+1)<<(8*f) }
+
+func (g grants) without(f filter) grants { return g &^ (0xff << (8 * f)) }
+
+func (c *conn) granted() grants { return grants(c.grants.Load()) }
+
+func (c *conn) subscribed(f filter) bool {
+	_, ok := c.granted().qos(f)
+	return ok
+}
 
 func (c *conn) subscribe(p *packets.SubscribePacket) error {
 	ack := packets.NewControlPacket(packets.Suback).(*packets.SubackPacket)
 	ack.MessageID = p.MessageID
-	fresh := false
-	for i, filter := range p.Topics {
-		code := c.grant(filter, p.Qoss[i])
-		if code != refusedFilter && filter == devicebound(c.device) {
-			if _, had := c.state.filters[filter]; !had && !fresh {
-				fresh = true
-				c.state.after = 0
-				if c.server.behaviour.FirstSubscribe == DeliverNew {
-					c.state.after = c.session.Last()
-				}
-			}
+	before, now := c.granted(), c.granted()
+	for i, text := range p.Topics {
+		f, ok := match(c.device, text)
+		if !ok {
+			ack.ReturnCodes = append(ack.ReturnCodes, refusedFilter)
+			continue
 		}
-		if code != refusedFilter {
-			c.state.filters[filter] = code
-		}
-		ack.ReturnCodes = append(ack.ReturnCodes, code)
+		qos := min(p.Qoss[i], 1) // QoS 2 is granted as 1
+		now = now.with(f, qos)
+		ack.ReturnCodes = append(ack.ReturnCodes, qos)
 	}
+	_, had := before.qos(deviceBound)
+	_, has := now.qos(deviceBound)
+	if has && !had {
+		c.after = 0
+		if c.server.behaviour.FirstSubscribe == DeliverNew {
+			c.after = c.session.Last()
+		}
+	}
+	c.grants.Store(uint32(now))
 	c.server.keep(c)
 	if err := c.reply(ack); err != nil {
 		return err
 	}
-	if qos, ok := c.state.filters[devicebound(c.device)]; ok {
-		c.receive(qos)
+	c.server.announce()
+	if has {
+		c.receive()
 	}
 	return nil
 }
 
-// grant returns the SUBACK code for a filter: the QoS, at most 1.
-func (c *conn) grant(filter string, qos byte) byte {
-	switch filter {
-	case devicebound(c.device), twinResponses, twinDesired, directMethods:
-	default:
-		return refusedFilter
-	}
-	if _, had := c.state.filters[filter]; !had && len(c.state.filters) >= maxFilters {
-		return refusedFilter
-	}
-	return min(qos, 1)
-}
-
 func (c *conn) unsubscribe(p *packets.UnsubscribePacket) error {
-	for _, filter := range p.Topics {
-		delete(c.state.filters, filter)
-		if filter == devicebound(c.device) {
+	now := c.granted()
+	for _, text := range p.Topics {
+		f, ok := match(c.device, text)
+		if !ok {
+			continue
+		}
+		now = now.without(f)
+		if f == deviceBound {
 			c.session.Stop()
 		}
 	}
+	c.grants.Store(uint32(now))
 	c.server.keep(c)
 	ack := packets.NewControlPacket(packets.Unsuback).(*packets.UnsubackPacket)
 	ack.MessageID = p.MessageID
@@ -79,42 +110,23 @@ func (c *conn) unsubscribe(p *packets.UnsubscribePacket) error {
 
 // received handles a PUBLISH from the device.
 func (c *conn) received(p *packets.PublishPacket) error {
-	switch {
-	case isTelemetry(c.device, p.TopicName):
-		if err := c.telemetry(p.TopicName, p.Payload, p.Retain, ""); err != nil {
-			return err
-		}
-	case strings.HasPrefix(p.TopicName, "$iothub/twin/GET/"):
-		if err := c.answerTwin("200", p.TopicName, emptyTwin); err != nil {
-			return err
-		}
-	case strings.HasPrefix(p.TopicName, "$iothub/twin/PATCH/properties/reported/"):
-		// This hub keeps no twins, and says so.
-		if err := c.answerTwin(notImplemented, p.TopicName, ""); err != nil {
-			return err
-		}
-	case strings.HasPrefix(p.TopicName, "$iothub/methods/res/"):
-		// No method is ever called, so this answers none.
+	var err error
+	switch topic := p.TopicName; {
+	case isTelemetry(c.device, topic):
+		err = c.telemetry(topic, p.Payload, p.Retain, "")
+	case strings.HasPrefix(topic, twinGet):
+		err = c.getTwin(p)
+	case strings.HasPrefix(topic, twinReported):
+		err = c.report(p)
+	case strings.HasPrefix(topic, methodAnswer):
+		err = c.answered(topic, p.Payload)
 	default:
-		return violation("PUBLISH to a topic that the hub does not have")
+		err = violation("PUBLISH to a topic that the hub does not have")
 	}
-	if p.Qos == 0 {
-		return nil
+	if err != nil || p.Qos == 0 {
+		return err
 	}
 	ack := packets.NewControlPacket(packets.Puback).(*packets.PubackPacket)
 	ack.MessageID = p.MessageID
 	return c.reply(ack)
-}
-
-func (c *conn) answerTwin(status, request, body string) error {
-	if _, ok := c.state.filters[twinResponses]; !ok {
-		return nil
-	}
-	_, query, _ := strings.Cut(request, "?")
-	for pair := range strings.SplitSeq(query, "&") {
-		if rid, ok := strings.CutPrefix(pair, "$rid="); ok {
-			return c.publish("$iothub/twin/res/"+status+"/?$rid="+rid, []byte(body))
-		}
-	}
-	return violation("twin request without $rid")
 }

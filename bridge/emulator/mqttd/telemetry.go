@@ -30,7 +30,7 @@ func isTelemetry(device, topic string) bool {
 // (developer guide, "Communicate using the MQTT protocol").
 func (c *conn) telemetry(topic string, body []byte, retain bool, kind string) error {
 	bag, _ := eventsBag(c.device, topic)
-	m := telemetry.Message{Device: c.device, Generation: c.session.Generation(), Enqueued: c.server.now(), Body: body}
+	m := telemetry.Message{Device: c.device, Generation: c.generation, Enqueued: c.server.now(), Body: body}
 	var err error
 	if m.System, m.Properties, err = telemetry.ParseBag(bag); err != nil {
 		return violation("%v", err)
