@@ -136,6 +136,20 @@ func relayConfig(srv *bridgetest.NATS, devices ...string) string {
 	return fmt.Sprintf(relayYAML, srv.URL(), list.String())
 }
 
+// created waits until a server has the streams: nats-server leaks the files of one that is being
+// made while it stops.
+func created(t *testing.T, js jetstream.JetStream, streams ...string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		for _, name := range streams {
+			if _, err := js.Stream(t.Context(), name); err != nil {
+				return false
+			}
+		}
+		return true
+	}, deadline, 10*time.Millisecond, "streams %v", streams)
+}
+
 // rig is the whole product: cloud NATS, bridge, hub, relay, edge NATS.
 type rig struct {
 	cloud, edge   *bridgetest.NATS
@@ -342,6 +356,11 @@ func TestWrongKeyIsUnauthorizedAndSecret(t *testing.T) {
 			ended := make(chan error, 1)
 			go func() { ended <- a.Run(ctx) }()
 			notReady(t, a, "unauthorized")
+			if name == "bridge" {
+				created(t, cloud.JetStream(t), "COMMANDS", "DOWNLINK_DEAD")
+			} else {
+				created(t, edge.JetStream(t), "EDGE", "DOWNLINK_DEAD")
+			}
 			cancel()
 			require.NoError(t, <-ended)
 			key := wrong.ServiceConnectionString[strings.Index(wrong.ServiceConnectionString, "SharedAccessKey=")+len("SharedAccessKey="):]
@@ -368,11 +387,12 @@ func TestMissingPermissionIsNamedWithItsRoute(t *testing.T) {
 		}}}
 	})
 	hub := bridgetest.RunHub(t, "s-a")
-	cloud.JetStream(t, nats.UserInfo("admin", "a"))
+	admin := cloud.JetStream(t, nats.UserInfo("admin", "a"))
 	password := t.TempDir() + "/password"
 	require.NoError(t, writeFile(password, "l"))
 	text := strings.Replace(fmt.Sprintf(bridgeYAML, cloud.URL()), fmt.Sprintf("{url: [%q]}", cloud.URL()),
 		fmt.Sprintf("{url: [%q], user: limited, password_file: %q}", cloud.URL(), password), 1)
 	a := runApp(t, hub, text)
 	notReady(t, a, "missing NATS permission", "$JS.API.CONSUMER.", "commands")
+	created(t, admin, "COMMANDS", "DOWNLINK_DEAD")
 }
