@@ -3,6 +3,7 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -11,6 +12,7 @@ import (
 const (
 	quotaStreak = 8 // devices in a row answered "resource limit" with no accept between: the quota, not their queues
 	pauseProbe  = time.Minute
+	fullPace    = time.Second // between probes of full queues, all devices together: the smallest hub takes 1.67 messages a second
 )
 
 // gate is one hub's pace: how many sends may be in flight, and whether it is
@@ -67,6 +69,13 @@ func (g *gate) suspects(device string) bool {
 	_, full := g.full[device]
 	_, known := g.known[device]
 	return full || known
+}
+
+// pace is how long a device without room waits at least, so that many of them do
+// not use up together what the hub takes.
+func (g *gate) pace() time.Duration {
+	all := fullPace * time.Duration(len(g.full)+len(g.known))
+	return all/2 + rand.N(all+1) // spread, or they would all come at once
 }
 
 // forget is for a device with nothing left to send.

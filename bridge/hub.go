@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -154,6 +155,9 @@ func (h *hub) finish(l *lane, it *item, err error) *lane {
 		it.letGo(h.name)
 		h.advance(l)
 	case v.step == stepWait:
+		if e, ok := errors.AsType[*Error](err); ok && e.Class == QueueFull {
+			v.wait = max(v.wait, h.gate.pace())
+		}
 		h.hold(l, it, v.wait, err)
 	default: // stepAgain
 		h.again(l)

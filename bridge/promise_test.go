@@ -42,6 +42,30 @@ func TestFullDevicesDelayNobodyElse(t *testing.T) {
 	})
 }
 
+// However many devices are full, their probes leave the hub to the others.
+func TestFullDevicesDoNotFloodTheHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, newFakeSender(func(_ int, e *mapping.Envelope) error {
+			if e.Device == "well" {
+				return nil
+			}
+			return amqpErr(QueueFull, "amqp:resource-limit-exceeded")
+		}))
+		for i := range 1000 {
+			r.source.publish("COMMANDS", fmt.Sprintf("cmd.full%d", i), fmt.Sprintf("f%d", i))
+		}
+		time.Sleep(time.Minute)
+		r.source.publish("COMMANDS", "cmd.well", "w") // not the quota, then
+		time.Sleep(time.Hour)
+		n := len(r.sender.log())
+		time.Sleep(2 * time.Hour)
+		require.InDelta(t, 7200, len(r.sender.log())-n, 1500, "about one a second")
+		require.Equal(t, []string{"w"}, r.source.acks())
+		require.NoError(t, r.Ready())
+		r.stop()
+	})
+}
+
 // What is refused without asking the hub says nothing about the hub.
 func TestExpiredMessagesDoNotOpenTheGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
