@@ -5,7 +5,8 @@
 //
 // The files: master.key and ca-key.pem (secret, made once), ca.pem (the CA's
 // certificate), ca-bundle.pem (the system's CAs and ours), server.pem (the
-// listeners' key and certificate, made anew when the host names change).
+// listeners' key and certificate, made anew when the host names change), and
+// own-ca.pem and own-ca-bundle.pem for a certificate of the owner's.
 package identity
 
 import (
@@ -57,6 +58,9 @@ type Identity struct {
 	dir    string
 	master []byte
 	ca     *authority
+	// What clients trust: our CA, until UseCertificate.
+	caFile, bundleFile string
+	trusted            []*x509.Certificate
 }
 
 // Open reads the identity in dir, making what is missing. Several processes may
@@ -72,17 +76,17 @@ func Open(dir string) (*Identity, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("identity: data directory: %w", err)
 	}
-	i := &Identity{dir: dir}
+	i := &Identity{dir: dir, caFile: filepath.Join(dir, "ca.pem"), bundleFile: filepath.Join(dir, "ca-bundle.pem")}
 	if i.master, err = masterKey(i.file("master.key")); err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
 	if i.ca, err = openAuthority(i.file("ca-key.pem")); err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
-	if err := publish(i.file("ca.pem"), i.ca.certPEM()); err != nil {
+	if err := publish(i.caFile, i.ca.certPEM()); err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
-	if err := publish(i.file("ca-bundle.pem"), append(systemBundle(), i.ca.certPEM()...)); err != nil {
+	if err := publish(i.bundleFile, append(systemBundle(), i.ca.certPEM()...)); err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
 	return i, nil
@@ -93,20 +97,23 @@ func (i *Identity) file(name string) string { return filepath.Join(i.dir, name) 
 // Dir is the data directory's absolute path.
 func (i *Identity) Dir() string { return i.dir }
 
-// CAFile is the path of the CA's certificate.
-func (i *Identity) CAFile() string { return i.file("ca.pem") }
+// CAFile is the path of the CA's certificate, or of the owner's chain after UseCertificate.
+func (i *Identity) CAFile() string { return i.caFile }
 
-// BundleFile is the path of a bundle of the system's CAs and ours, for clients
-// that take one file and no more.
-func (i *Identity) BundleFile() string { return i.file("ca-bundle.pem") }
+// BundleFile is the path of a bundle of the system's CAs and of CAFile, for
+// clients that take one file and no more.
+func (i *Identity) BundleFile() string { return i.bundleFile }
 
 // CA is the CA's certificate.
 func (i *Identity) CA() *x509.Certificate { return i.ca.cert }
 
-// RootCAs is a new pool that holds the CA alone.
+// RootCAs is a new pool that holds the CA alone, with the owner's chain after UseCertificate.
 func (i *Identity) RootCAs() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(i.ca.cert)
+	for _, c := range i.trusted {
+		pool.AddCert(c)
+	}
 	return pool
 }
 
