@@ -101,6 +101,10 @@ func (d *device) enqueue(m Message, now time.Time) error {
 		return notFound(d.id)
 	}
 	d.counts.Sends++
+	if d.info.Disabled && d.store.rules.RefuseDisabled {
+		d.counts.Refused++
+		return &Refusal{Condition: "amqp:not-allowed", Code: 400003, Text: "device " + d.id + " is disabled"}
+	}
 	d.sweep(now)
 	if len(d.queue) >= QueueDepth {
 		d.counts.Refused++

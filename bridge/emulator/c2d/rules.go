@@ -45,6 +45,9 @@ type Rules struct {
 	MaxDeliveries int           // 0: 10
 	Counting      Counting
 	Charset       Charset
+	// RefuseDisabled refuses messages to a disabled device. The documentation
+	// does not say; by default its queue goes on accepting.
+	RefuseDisabled bool
 }
 
 func (r Rules) withDefaults() Rules {
