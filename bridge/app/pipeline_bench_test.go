@@ -19,6 +19,8 @@ import (
 	"downlink/bridge"
 	"downlink/bridge/bridgetest"
 	"downlink/bridge/config"
+	"downlink/bridge/emulator"
+	"downlink/bridge/emulator/virtual"
 	"downlink/bridge/internal/sas"
 )
 
@@ -38,10 +40,8 @@ func BenchmarkPipeline(b *testing.B) {
 	for i := range devices {
 		devices[i] = fmt.Sprintf("berlin-d%d", i)
 	}
-	hub := bridgetest.RunHub(b, devices...)
+	hub := bridgetest.RunHubWith(b, emulator.Options{Devices: devices, Virtual: []virtual.Rule{{Pattern: "*"}}}) // complete at once
 	srv := bridgetest.RunNATS(b)
-	stop := completeAll(hub, devices)
-	defer stop()
 
 	var raw, minimal, full []float64
 	for b.Loop() {
@@ -63,27 +63,6 @@ func mean(x []float64) float64 {
 		sum += v
 	}
 	return sum / float64(len(x))
-}
-
-// completeAll empties the devices' queues all the time, as devices that complete at once would.
-func completeAll(hub *bridgetest.Hub, devices []string) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var done sync.WaitGroup
-	done.Go(func() {
-		tick := time.NewTicker(100 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-				for _, d := range devices {
-					_, _ = hub.PurgeDevice(d) // fails for an unknown device only
-				}
-			}
-		}
-	})
-	return func() { cancel(); done.Wait() }
 }
 
 // fill makes a stream of its own with all the messages, and returns its name.

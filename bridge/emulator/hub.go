@@ -43,6 +43,9 @@ type Options struct {
 	// Hostnames are the names under which clients reach the hub; the first is the
 	// one in connection strings. None: localhost.
 	Hostnames []string
+	// TLSCert and TLSKey are PEM files with the listeners' certificate and its key;
+	// none: one of the hub's own CA. It must be for each of Hostnames.
+	TLSCert, TLSKey string
 	// AMQPS, MQTTS and HTTPS are the addresses to listen on; "" is 127.0.0.1:0.
 	AMQPS, MQTTS, HTTPS string
 	Devices             []string // registered from the start
@@ -149,7 +152,7 @@ func (h *Hub) start(o Options) error {
 	if h.identity, err = identity.Open(dir); err != nil {
 		return err
 	}
-	certificate, err := h.identity.Certificate(o.Hostnames)
+	certificate, err := h.certificate(o)
 	if err != nil {
 		return err
 	}
@@ -179,6 +182,18 @@ func (h *Hub) start(o Options) error {
 	return nil
 }
 
+// certificate is the owner's or one of our CA.
+func (h *Hub) certificate(o Options) (tls.Certificate, error) {
+	if o.TLSCert == "" && o.TLSKey == "" {
+		return h.identity.Certificate(o.Hostnames)
+	}
+	c, err := h.identity.UseCertificate(o.TLSCert, o.TLSKey, o.Hostnames)
+	if now := time.Now(); err == nil && (now.Before(c.Leaf.NotBefore) || now.After(c.Leaf.NotAfter)) {
+		h.log.Warn("the TLS certificate is not valid now; clients will refuse it", "from", c.Leaf.NotBefore, "until", c.Leaf.NotAfter)
+	}
+	return c, err
+}
+
 // assemble makes the endpoints.
 func (h *Hub) assemble(o Options) {
 	names := append([]string{}, o.Hostnames...)
@@ -191,7 +206,8 @@ func (h *Hub) assemble(o Options) {
 		Backend: a, Hostnames: names, Feedback: h.feedback, Throttle: h.throttle, Behaviour: o.AMQP, Faults: h.faults, Logger: o.Logger,
 	})
 	https := httpd.New(httpd.Options{
-		Store: h.store, Identity: h.identity, Authority: a, Logger: o.Logger,
+		Store: h.store, Identity: h.identity, Authority: a, Feedback: h.feedback, Twins: h.twins, Devices: deviceLink{h.mqtt},
+		Registry: h.throttle.Registry, Faults: h.faults, Logger: o.Logger,
 		Tunnels: map[string]func(net.Conn){"AMQPWSB10": amqps.ServeConn, "mqtt": h.mqtt.ServeConn},
 	})
 	h.endpoints = []endpoint{
@@ -289,13 +305,13 @@ func (h *Hub) DeviceConnectionString(id string) (string, error) {
 	return h.identity.DeviceConnectionString(h.host, id)
 }
 
-// CAFile is the path of the CA's certificate.
+// CAFile is the path of the CA's certificate; with Options.TLSCert, of a copy of that.
 func (h *Hub) CAFile() string { return h.identity.CAFile() }
 
 // BundleFile is the path of a bundle of the system's CAs and the hub's.
 func (h *Hub) BundleFile() string { return h.identity.BundleFile() }
 
-// RootCAs is a new pool with the hub's CA.
+// RootCAs is a new pool with the hub's CA and what is in Options.TLSCert.
 func (h *Hub) RootCAs() *x509.CertPool { return h.identity.RootCAs() }
 
 // Faults scripts misbehaviour of the hub.

@@ -24,6 +24,7 @@ const (
 	MQTTConnect  Point = "mqtt-connect"  // a device's CONNECT, before CONNACK
 	MQTTPublish  Point = "mqtt-publish"  // one C2D message on its way to a device
 	Puback       Point = "puback"        // a device's PUBACK, before it completes the message
+	Request      Point = "request"       // an HTTPS request that may be served
 )
 
 // Kind is what to do instead of the ordinary answer.

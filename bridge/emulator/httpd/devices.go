@@ -60,7 +60,7 @@ func (s *Server) body(d c2d.Device) deviceBody {
 		ConnectionStateUpdatedTime: timestamp(d.ConnectionUpdated), StatusUpdatedTime: timestamp(d.StatusUpdated),
 		LastActivityTime: timestamp(d.LastActivity), CloudToDeviceMessageCount: d.Pending,
 		Authentication: &authentication{Type: "sas", SymmetricKey: &symmetricKey{&first, &second}},
-		Capabilities:   &capabilities{}, ParentScopes: []string{},
+		Capabilities:   &capabilities{IoTEdge: d.Edge}, ParentScopes: []string{},
 	}
 	if d.Connected {
 		b.ConnectionState = "Connected"
@@ -87,7 +87,7 @@ func (s *Server) replyDevice(w http.ResponseWriter, d c2d.Device) {
 	s.reply(w, http.StatusOK, s.body(d))
 }
 
-func (s *Server) getDevice(w http.ResponseWriter, id string) {
+func (s *Server) getDevice(w http.ResponseWriter, _ *http.Request, id string) {
 	d, err := s.store.Get(id)
 	if err != nil {
 		s.refuse(w, err)
@@ -98,11 +98,11 @@ func (s *Server) getDevice(w http.ResponseWriter, id string) {
 
 // putDevice creates, or with If-Match updates.
 func (s *Server) putDevice(w http.ResponseWriter, r *http.Request, id string) {
-	spec, err := readDevice(r, id)
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		s.fail(w, http.StatusRequestEntityTooLarge, "MessageTooLarge", 413001, fmt.Sprintf("the body is larger than %d bytes", maxBody))
+	var b deviceBody
+	if !s.readBody(w, r, "a device", &b) {
 		return
 	}
+	spec, err := b.spec(id)
 	if err != nil {
 		s.fail(w, http.StatusBadRequest, "ArgumentInvalid", 400004, err.Error())
 		return
@@ -125,20 +125,27 @@ func match(r *http.Request) string {
 	return strings.Trim(strings.TrimPrefix(strings.TrimSpace(r.Header.Get("If-Match")), "W/"), `"`)
 }
 
-// readDevice reads what a client may set. Fields that only the hub sets are ignored, as there.
-func readDevice(r *http.Request, id string) (c2d.Device, error) {
-	var b deviceBody
-	if err := json.NewDecoder(r.Body).Decode(&b); err != nil {
-		var tooLarge *http.MaxBytesError
-		if errors.As(err, &tooLarge) {
-			return c2d.Device{}, err
-		}
-		return c2d.Device{}, errors.New("the body is not a device in JSON")
+// readBody decodes a JSON body. It answers the request and reports false if it cannot.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request, what string, into any) bool {
+	err := json.NewDecoder(r.Body).Decode(into)
+	var tooLarge *http.MaxBytesError
+	switch {
+	case err == nil:
+		return true
+	case errors.As(err, &tooLarge):
+		s.fail(w, http.StatusRequestEntityTooLarge, "MessageTooLarge", 413001, fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit))
+	default:
+		s.fail(w, http.StatusBadRequest, "ArgumentInvalid", 400004, "the body is not "+what+" in JSON")
 	}
+	return false
+}
+
+// spec is what a client may set of a device. Fields that only the hub sets are ignored, as there.
+func (b *deviceBody) spec(id string) (c2d.Device, error) {
 	if b.DeviceID != "" && b.DeviceID != id {
 		return c2d.Device{}, errors.New("deviceId in the body differs from the path")
 	}
-	spec := c2d.Device{ID: id}
+	spec := c2d.Device{ID: id, Edge: b.Capabilities != nil && b.Capabilities.IoTEdge}
 	switch strings.ToLower(b.Status) {
 	case "", "enabled":
 	case "disabled":
@@ -204,10 +211,7 @@ func (s *Server) listDevices(w http.ResponseWriter, r *http.Request) {
 		top = min(n, top)
 	}
 	out := []deviceBody{}
-	for _, id := range s.store.IDs() {
-		if len(out) == top {
-			break
-		}
+	for _, id := range s.store.Page("", "", top) {
 		if d, err := s.store.Get(id); err == nil { // else deleted meanwhile
 			out = append(out, s.body(d))
 		}
@@ -215,7 +219,7 @@ func (s *Server) listDevices(w http.ResponseWriter, r *http.Request) {
 	s.reply(w, http.StatusOK, out)
 }
 
-func (s *Server) purge(w http.ResponseWriter, id string) {
+func (s *Server) purge(w http.ResponseWriter, _ *http.Request, id string) {
 	n, err := s.store.Purge(id)
 	if err != nil {
 		s.refuse(w, err)

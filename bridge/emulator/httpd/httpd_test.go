@@ -2,6 +2,7 @@ package httpd_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -16,8 +17,11 @@ import (
 	"go.uber.org/goleak"
 
 	"downlink/bridge/emulator/c2d"
+	"downlink/bridge/emulator/fault"
+	"downlink/bridge/emulator/feedback"
 	"downlink/bridge/emulator/httpd"
 	"downlink/bridge/emulator/identity"
+	"downlink/bridge/emulator/twin"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -36,9 +40,27 @@ func (doorman) AuthorizeHTTP(token, path string, wanted identity.Rights) error {
 	return nil
 }
 
+// link stands for the device endpoint.
+type link struct {
+	twins  *twin.Store
+	invoke func(httpd.Method) (int, []byte, error)
+}
+
+func (l *link) UpdateTwin(device, generation string, c twin.Change) (twin.Twin, error) {
+	return l.twins.Update(device, generation, c, nil)
+}
+
+func (l *link) Invoke(_ context.Context, _ string, m httpd.Method) (int, []byte, error) {
+	return l.invoke(m)
+}
+
 type fixture struct {
-	t     *testing.T
-	store *c2d.Store
+	t        *testing.T
+	store    *c2d.Store
+	feedback *feedback.Queue
+	link     *link
+	faults   *fault.Injector
+	registry error
 	addr  string
 	http  *http.Client
 }
@@ -47,13 +69,19 @@ func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	id, err := identity.Open(t.TempDir())
 	require.NoError(t, err)
-	store := c2d.New(c2d.Options{})
-	s := httpd.New(httpd.Options{Store: store, Identity: id, Authority: doorman{}})
+	f := &fixture{
+		t: t, store: c2d.New(c2d.Options{}), feedback: feedback.New(feedback.Options{HubName: "hub", Rules: feedback.Rules{BatchSize: 1}}),
+		link: &link{twins: twin.New(nil)}, faults: &fault.Injector{},
+	}
+	s := httpd.New(httpd.Options{
+		Store: f.store, Identity: id, Authority: doorman{}, Feedback: f.feedback, Twins: f.link.twins, Devices: f.link, Faults: f.faults,
+		Registry: func() error { return f.registry },
+	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
-	f := &fixture{t, store, l.Addr().String(), &http.Client{Transport: &http.Transport{}, Timeout: 10 * time.Second}}
+	f.addr, f.http = l.Addr().String(), &http.Client{Transport: &http.Transport{}, Timeout: 10 * time.Second}
 	t.Cleanup(func() {
 		f.http.CloseIdleConnections()
 		require.NoError(t, s.Close())
@@ -166,7 +194,7 @@ func TestRefusals(t *testing.T) {
 	f.fails(401, "IotHubUnauthorizedAccess", http.MethodDelete, "/devices/d"+version, "r", "")
 	f.fails(401, "IotHubUnauthorizedAccess", http.MethodDelete, "/devices/d/commands"+version, "rw", "")
 	f.fails(400, "InvalidProtocolVersion", http.MethodGet, "/devices/d", "r", "")
-	f.fails(404, "NotFound", http.MethodGet, "/twins/d"+version, "r", "")
+	f.fails(404, "NotFound", http.MethodGet, "/jobs/d"+version, "r", "")
 	f.fails(404, "NotFound", http.MethodPatch, "/devices/d"+version, "rw", "")
 	f.fails(400, "ArgumentInvalid", http.MethodGet, "/devices"+version+"&top=x", "r", "")
 	for _, body := range []string{

@@ -215,9 +215,5 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 		s.fail(w, http.StatusInternalServerError, "ServerError", 500001, err.Error())
 		return
 	}
-	name := map[int]string{
-		400004: "ArgumentInvalid", 404001: "DeviceNotFound", 409001: "DeviceAlreadyExists", 412001: "PreconditionFailed",
-		412002: "DeviceMessageLockLost", 429001: "ThrottlingException",
-	}[r.Code]
-	s.fail(w, r.Code/1000, name, r.Code, r.Text)
+	s.fail(w, r.Code/1000, nameOf(r.Code), r.Code, r.Text)
 }
