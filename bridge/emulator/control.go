@@ -5,6 +5,7 @@ import (
 	"downlink/bridge/emulator/feedback"
 	"downlink/bridge/emulator/mqttd"
 	"downlink/bridge/emulator/telemetry"
+	"downlink/bridge/emulator/throttle"
 	"downlink/bridge/emulator/virtual"
 )
 
@@ -85,6 +86,9 @@ func (h *Hub) VirtualConnections() []virtual.Connection { return h.fleet.Connect
 
 // Feedback is the hub's feedback queue.
 func (h *Hub) Feedback() *feedback.Queue { return h.feedback }
+
+// Throttle tells what is used of the hub's tier; zero if the hub has none.
+func (h *Hub) Throttle() throttle.Status { return h.throttle.Status() }
 
 // Sweep expires messages, lapses locks and closes feedback batches now, for tests that move the clock.
 func (h *Hub) Sweep() {
