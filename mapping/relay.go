@@ -71,7 +71,11 @@ func CompileRelay(o RelayOptions) (*RelayMap, error) {
 			bad(fmt.Sprintf("allow_subjects[%d]", i), err)
 		}
 	}
-	if o.Subject != "" {
+	if o.Subject == "" {
+		if err := m.checkFirst("edge"); err != nil {
+			bad("publish.subject", fmt.Errorf("the default, edge.{device}: %w", err))
+		}
+	} else {
 		if err := m.setSubject(o.Subject, len(o.AllowSubjects) > 0); err != nil {
 			bad("publish.subject", err)
 		}
@@ -172,7 +176,11 @@ func (m *RelayMap) checkFirst(tok string) error {
 	case strings.HasPrefix(tok, "$") || tok == "_INBOX":
 		return errors.New("subjects under $… and _INBOX belong to NATS itself")
 	case tok == m.name:
-		return fmt.Errorf("subjects under %s belong to this relay; begin with another token, such as edge", m.name)
+		other := "edge"
+		if m.name == other {
+			other = "site"
+		}
+		return fmt.Errorf("subjects under %s belong to the relay of that name; begin with another token, such as %s, or rename the relay", m.name, other)
 	}
 	return nil
 }
