@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"downlink/bridge/emulator"
+	"downlink/bridge/emulator/identity"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -102,4 +103,26 @@ func TestTLS(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, c.Close())
 	}
+}
+
+func TestOwnCertificate(t *testing.T) {
+	// A certificate that somebody else issued, with its key in the same file.
+	dir := t.TempDir()
+	other, err := identity.Open(dir)
+	require.NoError(t, err)
+	_, err = other.Certificate([]string{"hub.test", "10.0.0.7"})
+	require.NoError(t, err)
+	file := filepath.Join(dir, "server.pem")
+
+	h := runHub(t, emulator.Options{Hostnames: []string{"hub.test"}, TLSCert: file, TLSKey: file})
+	for _, addr := range []string{h.AMQPAddr(), h.MQTTAddr(), h.HTTPAddr()} {
+		c, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: other.RootCAs(), ServerName: "10.0.0.7"})
+		require.NoError(t, err)
+		require.NoError(t, c.Close())
+		c, err = tls.Dial("tcp", addr, &tls.Config{RootCAs: h.RootCAs(), ServerName: "hub.test"})
+		require.NoError(t, err)
+		require.NoError(t, c.Close())
+	}
+	_, err = emulator.Start(emulator.Options{DataDir: t.TempDir(), Hostnames: []string{"localhost"}, TLSCert: file, TLSKey: file})
+	require.ErrorContains(t, err, `is not for host name "localhost"`)
 }

@@ -21,6 +21,8 @@ type hubFlags struct {
 	anyDevice           bool
 	http                string
 	asJSON              bool
+	rules               hubRuleFlags
+	deviceSide          hubDeviceFlags
 }
 
 func newHubCmd(s streams, logs *logFlags) *cobra.Command {
@@ -57,6 +59,8 @@ $XDG_STATE_HOME/downlink/hub, or ~/.local/state/downlink/hub.`,
 	fs.StringArrayVar(&f.hostnames, "hostname", nil, "host name in the certificate, repeatable; the first stands in the connection strings (default localhost)")
 	fs.StringVar(&f.http, "http", "", `address of /livez, /readyz, /metrics and /status, or "off" (default 127.0.0.1:9466, or a free port if that is taken)`)
 	fs.BoolVar(&f.asJSON, "json", false, "print one JSON object when it is ready")
+	f.deviceSide.register(fs)
+	f.rules.register(fs)
 	cmd.AddCommand(newConnectionStringCmd(s))
 	return cmd
 }
@@ -77,6 +81,12 @@ func (f *hubFlags) run(ctx context.Context, s streams, log *slog.Logger) error {
 	o := emulator.Options{
 		DataDir: dir, Hostnames: f.hostnames, AMQPS: f.amqps, MQTTS: f.mqtts, HTTPS: f.https,
 		Devices: f.devices, AnyDevice: f.anyDevice, Logger: log,
+	}
+	if err := f.deviceSide.apply(&o); err != nil {
+		return err
+	}
+	if err := f.rules.apply(&o); err != nil {
+		return err
 	}
 	hub, err := openHub(o)
 	if err != nil {

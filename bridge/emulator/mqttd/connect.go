@@ -80,7 +80,7 @@ func (c *conn) connect(p *packets.ConnectPacket) error {
 		}
 	}
 	ack := packets.NewControlPacket(packets.Connack).(*packets.ConnackPacket)
-	ack.SessionPresent = present
+	ack.SessionPresent = present && !c.server.behaviour.NoSessionPresent
 	if err := c.reply(ack); err != nil {
 		return err
 	}

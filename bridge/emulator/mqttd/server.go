@@ -53,6 +53,9 @@ type Behaviour struct {
 	// otherwise it waits for the next one.
 	Resend bool
 	Dup    bool // set the DUP flag when a message comes again
+	// NoSessionPresent leaves the session-present flag of a CONNACK unset where
+	// MQTT 3.1.1 §3.2.2.2 wants it set.
+	NoSessionPresent bool
 	// ConnectTimeout bounds TLS handshake and CONNECT together, WriteTimeout one
 	// write to a device that does not read; 0: 10 s each.
 	ConnectTimeout, WriteTimeout time.Duration

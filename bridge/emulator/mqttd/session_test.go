@@ -222,6 +222,18 @@ func TestLapsedLockComesAgainWhereAsked(t *testing.T) {
 	here.Close()
 }
 
+func TestNoSessionPresent(t *testing.T) {
+	f := newFixture(t, mqttd.Behaviour{NoSessionPresent: true})
+	p, _ := f.connect()
+	p.subscribe(1, devicebound)
+	f.send("1")
+	p.next()
+	p, present := f.connect()
+	require.False(t, present)
+	body, _ := p.next()
+	require.Equal(t, "1", body, "the session is there all the same")
+}
+
 func TestForget(t *testing.T) {
 	f := newFixture(t, mqttd.Behaviour{})
 	p, _ := f.connect()
