@@ -205,6 +205,8 @@ func (p *problems) repair() []repaired {
 		}
 		if strings.HasPrefix(value, "{") || strings.HasPrefix(value, "[") {
 			outer := m[2]
+			found = append(found, p.repairInner(i)...)
+			line = p.src.lines[i]
 			p.src.lines[i] = inFlow.ReplaceAllStringFunc(line, func(s string) string {
 				m := inFlow.FindStringSubmatch(s)
 				text := strings.TrimSpace(m[3])
@@ -223,6 +225,43 @@ func (p *problems) repair() []repaired {
 	return found
 }
 
+var valueInFlow = regexp.MustCompile(`[{,]\s*([A-Za-z0-9_-]+):\s+\{`)
+
+// repairInner quotes in line i the expressions in braces that are the values of a
+// flow mapping and that YAML cannot read, such as {name: a, value: {header["X"]}}.
+func (p *problems) repairInner(i int) []repaired {
+	var found []repaired
+	line := p.src.lines[i]
+	for at := 0; ; {
+		m := valueInFlow.FindStringSubmatchIndex(line[at:])
+		if m == nil {
+			return found
+		}
+		key := line[at+m[2] : at+m[3]]
+		begin := at + m[1] - 1
+		end := begin + closing(line[begin:])
+		at = begin
+		if text := line[begin:end]; expression(text) {
+			found = append(found, repaired{i + 1, key, text, ""})
+			line = line[:begin] + quote(text) + line[end:]
+			p.src.lines[i] = line
+			at = begin + len(quote(text))
+		}
+	}
+}
+
+var opensMapping = regexp.MustCompile(`^\{\s*(?:[A-Za-z0-9_-]+\s*:(?:\s|$)|["'][^"']*["']\s*:|$)`)
+
+// expression reports whether a text in braces is one of our expressions that YAML
+// cannot read, not a flow mapping with something wrong in it.
+func expression(text string) bool {
+	if text == "" || text[0] != '{' || opensMapping.MatchString(text) {
+		return false
+	}
+	_, err := parse(text)
+	return err != nil
+}
+
 // broken reports whether a value after "key:" (keyed) or "-" cannot be read without quotes.
 func (p *problems) broken(value string, keyed bool) (why string, bad bool) {
 	if value == "" {
@@ -231,7 +270,7 @@ func (p *problems) broken(value string, keyed bool) (why string, bad bool) {
 	switch value[0] {
 	case '{', '[':
 		end := closing(value)
-		return "", end > 0 && end < len(value)
+		return "", end > 0 && (end < len(value) || expression(value))
 	case '*':
 		return "", !alias.MatchString(value) || !p.anchored(value)
 	case '&':
