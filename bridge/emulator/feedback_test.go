@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/Azure/go-amqp"
+	"github.com/eclipse/paho.mqtt.golang/packets"
 	"github.com/stretchr/testify/require"
 
 	"downlink/bridge/emulator"
@@ -186,6 +187,22 @@ func TestTiers(t *testing.T) {
 		h := runHub(t, emulator.Options{Devices: []string{"d1"}, Throttle: throttle.Options{Tier: throttle.B2}})
 		c, _ := condition(newService(t, h).send(t, command("d1", "m1", "none")))
 		require.Equal(t, "amqp:not-allowed", c)
+	})
+	t.Run("connections", func(t *testing.T) {
+		h := runHub(t, emulator.Options{AnyDevice: true, Throttle: throttle.Options{Tier: throttle.S1, Burst: -1}})
+		connected(t, h, "d1")
+		_, err := connect(t, options(t, h, "d2"))
+		require.Error(t, err)
+		require.NotErrorIs(t, err, packets.ErrorRefusedNotAuthorised, "no answer: the connection is dropped")
+		require.Eventually(t, func() bool { _, err := connect(t, options(t, h, "d2")); return err == nil }, wait, tick, "the rate goes on")
+	})
+	t.Run("telemetry", func(t *testing.T) {
+		h := runHub(t, emulator.Options{Devices: []string{"d1"}, Throttle: throttle.Options{Tier: throttle.B1, Daily: 1}})
+		d := connected(t, h, "d1")
+		require.True(t, d.Publish("devices/d1/messages/events/", 1, false, "x").WaitTimeout(wait))
+		d.Publish("devices/d1/messages/events/", 1, false, "x")
+		require.Eventually(t, func() bool { return !d.IsConnected() }, wait, tick)
+		require.Equal(t, uint64(1), h.Counts("d1").Telemetry)
 	})
 	t.Run("off", func(t *testing.T) {
 		require.Zero(t, runHub(t, emulator.Options{}).Throttle())

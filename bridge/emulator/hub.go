@@ -200,7 +200,7 @@ func (h *Hub) assemble(o Options) {
 	names = append(names, "127.0.0.1", "::1")
 	a := &authority{Store: h.store, fleet: h.fleet, identity: h.identity, throttle: h.throttle, hosts: names, any: o.AnyDevice, now: o.Now, log: h.log}
 	h.mqtt = mqttd.New(mqttd.Options{
-		Store: h.store, Authority: a, Behaviour: o.MQTT, Telemetry: h.telemetry, Twins: h.twins, Faults: h.faults, Now: o.Now, Logger: o.Logger,
+		Store: h.store, Authority: a, Behaviour: o.MQTT, Throttle: h.throttle, Telemetry: h.telemetry, Twins: h.twins, Faults: h.faults, Now: o.Now, Logger: o.Logger,
 	})
 	amqps := amqpd.New(amqpd.Options{
 		Backend: a, Hostnames: names, Feedback: h.feedback, Throttle: h.throttle, Behaviour: o.AMQP, Faults: h.faults, Logger: o.Logger,

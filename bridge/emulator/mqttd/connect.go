@@ -24,6 +24,9 @@ const (
 	codeUnavailable = 3
 )
 
+// codeThrottled is the hub's own, ThrottlingException.
+const codeThrottled = 429001
+
 // connect answers a CONNECT. It returns nil once the device is connected.
 func (c *conn) connect(p *packets.ConnectPacket) error {
 	if p.ProtocolName != "MQTT" || p.ProtocolVersion != 4 {
@@ -54,6 +57,9 @@ func (c *conn) connect(p *packets.ConnectPacket) error {
 		}
 	}
 	if c.expires, err = c.server.authority.AuthorizeDevice(login, string(p.Password)); err != nil {
+		if r := (*c2d.Refusal)(nil); errors.As(err, &r) && r.Code == codeThrottled {
+			return err // MQTT 3.1.1 has no word for it: the connection is dropped
+		}
 		return c.refuse(bad, err)
 	}
 	session, err := c.server.store.Attach(c.device, c2d.SessionOptions{Resend: c.server.behaviour.Resend, Closed: c.evict})

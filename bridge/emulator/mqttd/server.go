@@ -19,6 +19,7 @@ import (
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/emulator/fault"
 	"downlink/bridge/emulator/telemetry"
+	"downlink/bridge/emulator/throttle"
 	"downlink/bridge/emulator/twin"
 )
 
@@ -26,7 +27,8 @@ import (
 type Authority interface {
 	// AuthorizeDevice verifies the SAS token that a device signs in with, for the
 	// hub and device that its user name tells, and returns when it expires. The
-	// error says why not, for the hub's log alone.
+	// error says why not, for the hub's log alone; a *c2d.Refusal with code 429001
+	// drops the connection without an answer.
 	AuthorizeDevice(l Login, token string) (expiry time.Time, err error)
 }
 
@@ -66,11 +68,12 @@ type Options struct {
 	Store     *c2d.Store
 	Authority Authority
 	Behaviour Behaviour
-	Telemetry *telemetry.Log   // takes device-to-cloud messages; nil: one of its own
-	Twins     *twin.Store      // nil: one of its own
-	Faults    *fault.Injector  // may be nil
-	Now       func() time.Time // the clock of tokens; nil: time.Now
-	Logger    *slog.Logger     // nil: discard
+	Throttle  *throttle.Throttle // limits device-to-cloud messages; nil: nothing does
+	Telemetry *telemetry.Log     // takes device-to-cloud messages; nil: one of its own
+	Twins     *twin.Store        // nil: one of its own
+	Faults    *fault.Injector    // may be nil
+	Now       func() time.Time   // the clock of tokens; nil: time.Now
+	Logger    *slog.Logger       // nil: discard
 }
 
 // Server serves any number of listeners. Safe for concurrent use.
@@ -78,6 +81,7 @@ type Server struct {
 	store     *c2d.Store
 	authority Authority
 	behaviour Behaviour
+	throttle  *throttle.Throttle
 	telemetry *telemetry.Log
 	twins     *twin.Store
 	faults    *fault.Injector
@@ -132,7 +136,7 @@ func New(o Options) *Server {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Server{
-		store: o.Store, authority: o.Authority, behaviour: *b, telemetry: o.Telemetry, twins: o.Twins, faults: o.Faults, now: o.Now,
+		store: o.Store, authority: o.Authority, behaviour: *b, throttle: o.Throttle, telemetry: o.Telemetry, twins: o.Twins, faults: o.Faults, now: o.Now,
 		log: o.Logger.With("component", "mqttd"), done: make(chan struct{}),
 		conns: map[*conn]struct{}{}, online: map[string]*conn{}, sessions: map[string]sessionState{},
 	}

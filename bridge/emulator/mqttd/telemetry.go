@@ -38,6 +38,9 @@ func (c *conn) telemetry(topic string, body []byte, retain bool, kind string) er
 	if n := m.Size(); n > maxTelemetry {
 		return violation("device-to-cloud message of %d bytes", n)
 	}
+	if err := c.server.throttle.Telemetry(m.Size()); err != nil {
+		return err // without a PUBACK: MQTT has no word for it
+	}
 	if kind != "" {
 		m.Properties = append(m.Properties, telemetry.Property{Name: "iothub-MessageType", Value: kind})
 	}
