@@ -1,6 +1,6 @@
 // Package config is the configuration file: its structs, defaults, strict
 // decoding and validation. Load reads and checks everything a file alone can
-// tell and touches nothing but the file and the secrets it names.
+// tell and touches nothing but the file and the files that it names.
 //
 // The file is decoded by this package, not by viper, which lower-cases keys and
 // splits them at dots; viper reads the few settings that the environment and

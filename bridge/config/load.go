@@ -7,6 +7,7 @@ import (
 	"os"
 	"reflect"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
@@ -24,8 +25,8 @@ type LoadOptions struct {
 	// runs only that one: its machine need not have the other's secrets. The
 	// file is checked as a whole all the same.
 	Side Side
-	// SkipSecrets does not read the files of connection strings, for checks on a
-	// machine that does not have them. Such a configuration cannot be run.
+	// SkipSecrets does not read the files that the configuration names (connection
+	// strings, credentials, certificates), for checks on a machine that does not have them. Such a configuration cannot be run.
 	SkipSecrets bool
 }
 
@@ -73,6 +74,7 @@ func LoadBytes(name string, b []byte, o LoadOptions) (*Config, error) {
 	p.validate(c)
 	if !o.SkipSecrets {
 		p.readSecrets(c, o.Side)
+		p.checkFiles(c, o.Side)
 	}
 	p.twins(c)
 	if err := p.err(); err != nil {
@@ -189,9 +191,9 @@ func (p *problems) readSecrets(c *Config, side Side) {
 			p.addf(at, "cannot read the secret from %s: %w", file, reason(err))
 			return
 		}
-		text := strings.TrimRight(string(b), "\r\n")
-		if strings.ContainsAny(text, "\r\n") {
-			p.addf(at, "%s has more than one line; it holds one connection string and nothing else", file)
+		text, err := SecretText(b)
+		if err != nil {
+			p.addf(at, "%s %w", file, err)
 			return
 		}
 		*s = NewSecret(text)
@@ -210,6 +212,24 @@ func (p *problems) readSecrets(c *Config, side Side) {
 			read("relay.devices["+itoa(i)+"]", &r.Devices[i].ConnectionString, r.Devices[i].ConnectionStringFile, checkDeviceString)
 		}
 	}
+}
+
+// SecretText is the one line that a file with a connection string holds, without
+// the line end and the byte order mark that editors add. The error completes
+// "FILE …" and has nothing of the file's content in it.
+func SecretText(b []byte) (string, error) {
+	text := strings.TrimSpace(strings.TrimPrefix(string(b), "\ufeff"))
+	switch {
+	case text == "":
+		return "", errors.New("is empty")
+	case strings.HasPrefix(text, "\xff\xfe"), strings.HasPrefix(text, "\xfe\xff"), !utf8.ValidString(text), strings.Contains(text, "\x00"):
+		return "", errors.New("is not UTF-8 text; save it as UTF-8")
+	case strings.ContainsAny(text, "\r\n"):
+		return "", errors.New("has more than one line; it holds one connection string and nothing else")
+	case strings.ContainsAny(text, "\"'"):
+		return "", errors.New("has quotes in it; it holds the connection string without quotes")
+	}
+	return text, nil
 }
 
 // readFile reads a file of at most limit bytes.

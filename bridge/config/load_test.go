@@ -135,6 +135,11 @@ func TestSecretFiles(t *testing.T) {
 	require.Equal(t, device, c.Relay.Devices[0].ConnectionString.Reveal())
 	require.NoError(t, c.Validate(), "what was loaded is valid")
 
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "secrets/hub"), []byte("\ufeff"+service+"\n"), 0o600))
+	c, err = config.Load(file, config.LoadOptions{NoEnvironment: true})
+	require.NoError(t, err, "an editor's byte order mark")
+	require.Equal(t, service, c.Bridge.Hubs[0].ConnectionString.Reveal())
+
 	require.NoError(t, os.Remove(filepath.Join(dir, "secrets/device")))
 	_, err = config.Load(file, config.LoadOptions{NoEnvironment: true})
 	require.EqualError(t, err, fmt.Sprintf("%s:6: relay.devices[0].connection_string_file: cannot read the secret from %s/secrets/device: no such file or directory", file, dir))
@@ -152,6 +157,8 @@ func TestSecretFiles(t *testing.T) {
 		{device, "a device connection string; the bridge needs the hub's: in the portal under Shared access policies, service"},
 		{strings.Replace(service, "=service;", "=device;", 1), "the policy device has no ServiceConnect permission; take the connection string of the policy service"},
 		{"hello", `part 1 has no "="; write Name=value;Name=value`},
+		{`"` + service + `"`, "has quotes in it; it holds the connection string without quotes"},
+		{"\xff\xfeH\x00o\x00s\x00t\x00", "is not UTF-8 text; save it as UTF-8"},
 		{strings.Repeat("x", 70<<10), "more than 65536 bytes"},
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "secrets/hub"), []byte(wrong.text), 0o600))

@@ -179,7 +179,7 @@ func part(connectionString, name string) string {
 
 func deviceOf(connectionString string) string { return part(connectionString, "DeviceId") }
 
-// readSecret reads a small text file without the line end that editors add.
+// readSecret reads a file that holds one connection string.
 func readSecret(path string) (string, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -188,9 +188,9 @@ func readSecret(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	text := strings.TrimSpace(string(b))
-	if text == "" {
-		return "", fmt.Errorf("%s is empty", path)
+	text, err := config.SecretText(b)
+	if err != nil {
+		return "", fmt.Errorf("%s %w", path, err)
 	}
 	return text, nil
 }
