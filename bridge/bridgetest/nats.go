@@ -21,7 +21,10 @@ import (
 // test's temporary directory.
 type NATS struct {
 	opts *server.Options
+
+	mu   sync.Mutex
 	srv  *server.Server
+	port int // as of the first start; a restart keeps it
 }
 
 // RunNATS starts a server. Each change may set credentials, TLS or anything else.
@@ -41,27 +44,42 @@ func RunNATS(t testing.TB, changes ...func(*server.Options)) *NATS {
 
 func (n *NATS) start(t testing.TB) {
 	t.Helper()
-	srv, err := server.NewServer(n.opts.Clone())
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	opts := n.opts.Clone()
+	if n.port != 0 {
+		opts.Port = n.port
+	}
+	srv, err := server.NewServer(opts)
 	require.NoError(t, err)
 	srv.Start()
 	require.True(t, srv.ReadyForConnections(10*time.Second), "nats-server does not accept connections")
-	n.opts.Port = srv.Addr().(*net.TCPAddr).Port // a restart keeps it
+	n.port = srv.Addr().(*net.TCPAddr).Port
 	n.srv = srv
 }
 
 // Server is the running server.
-func (n *NATS) Server() *server.Server { return n.srv }
+func (n *NATS) Server() *server.Server {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.srv
+}
 
 // URL is the server's address, without credentials.
 func (n *NATS) URL() string { return "nats://" + n.Addr() }
 
 // Addr is the server's host:port.
-func (n *NATS) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(n.opts.Port)) }
+func (n *NATS) Addr() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(n.port))
+}
 
 // Stop ends the server and waits for it. The store stays.
 func (n *NATS) Stop() {
-	n.srv.Shutdown()
-	n.srv.WaitForShutdown()
+	srv := n.Server()
+	srv.Shutdown()
+	srv.WaitForShutdown()
 }
 
 // Start starts it again on the same port and store.

@@ -89,7 +89,7 @@ func (s *CoreSource) Ready() error {
 
 // Run subscribes until ctx is done. It fails only if the connection was closed.
 func (s *CoreSource) Run(ctx context.Context) error {
-	err := s.subscribe()
+	err := s.subscribe(ctx)
 	if err == nil {
 		s.watch(ctx)
 	}
@@ -102,7 +102,23 @@ func (s *CoreSource) Run(ctx context.Context) error {
 
 // subscribe makes all subscriptions share one channel, so that the order in which the server wrote
 // the messages is kept across subjects.
-func (s *CoreSource) subscribe() error {
+func (s *CoreSource) subscribe(ctx context.Context) error {
+	if err := s.subscribeAll(); err != nil {
+		return err
+	}
+	// Ready once the server knows. While it is away the reconnect tells it.
+	ctx, cancel := context.WithTimeout(ctx, finishTimeout)
+	defer cancel()
+	if s.o.Conn.nc.IsConnected() {
+		_ = s.o.Conn.nc.FlushWithContext(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = nil
+	return nil
+}
+
+func (s *CoreSource) subscribeAll() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.drained {
@@ -116,7 +132,6 @@ func (s *CoreSource) subscribe() error {
 		}
 		s.active = append(s.active, sub)
 	}
-	s.err = nil
 	return nil
 }
 

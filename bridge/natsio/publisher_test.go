@@ -565,6 +565,7 @@ func TestCoreSourceCountsWhatItLoses(t *testing.T) {
 		require.Equal(t, strconv.Itoa(i), string(d.Message().Payload))
 	}
 	s.Drain()
+	require.NoError(t, c.NATS().Flush())
 	require.NoError(t, nc.Publish("cmd.x", nil))
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()

@@ -328,8 +328,9 @@ func TestSourceThroughServerRestarts(t *testing.T) {
 	n.CreateStream(t, "S", "cmd.>")
 	const total = 6000
 	w := runOwner(t, n.URL(), nil)
-	faults(t, n, total, func() { n.Restart(t) })
+	wait := faults(t, n, total, func() { n.Restart(t) })
 	checkRun(t, w, total, time.Minute, t.Context())
+	wait()
 	js := n.JetStream(t)
 	require.Eventually(t, func() bool { return pendingOf(t, js).NumAckPending == 0 }, 10*time.Second, 50*time.Millisecond)
 }
@@ -340,15 +341,16 @@ func TestSourceThroughCuts(t *testing.T) {
 	const total = 6000
 	link := n.Link(t)
 	w := runOwner(t, link.URL(), nil)
-	faults(t, n, total, link.Cut)
+	wait := faults(t, n, total, link.Cut)
 	checkRun(t, w, total, time.Minute, t.Context())
+	wait()
 	js := n.JetStream(t)
 	require.Eventually(t, func() bool { return pendingOf(t, js).NumAckPending == 0 }, 10*time.Second, 50*time.Millisecond)
 }
 
 // faults publishes total messages in the background, in order and each exactly once, and lets the fault
 // happen four times meanwhile.
-func faults(t *testing.T, n *bridgetest.NATS, total int, fault func()) {
+func faults(t *testing.T, n *bridgetest.NATS, total int, fault func()) (wait func()) {
 	var published atomic.Int64
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
@@ -375,6 +377,7 @@ func faults(t *testing.T, n *bridgetest.NATS, total int, fault func()) {
 			fault()
 		}
 	})
+	return wg.Wait
 }
 
 func TestSourceConsumerDeleted(t *testing.T) {
