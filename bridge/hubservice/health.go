@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"downlink/bridge"
 )
 
 // health is what the client knows of its state, and the log of its changes: one
@@ -103,8 +105,8 @@ func (h *health) stopped() {
 }
 
 func (h *health) unauthorized(err error) error {
-	return fmt.Errorf("unauthorized: the hub refuses policy %q: %w; check its key, that it has the ServiceConnect right, and this machine's clock",
-		h.policy, err)
+	return &bridge.Error{Class: bridge.Unauthorized, Op: "unauthorized", Err: fmt.Errorf(
+		"the hub refuses policy %q: %w; check its key, that it has the ServiceConnect right, and this machine's clock", h.policy, err)}
 }
 
 // renewed: the token in use is valid until expires.

@@ -50,9 +50,15 @@ runs on this machine (downlink hub).`,
 		Args: exactArgs("DEVICE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.device = args[0]
+			if f.device == "" {
+				return usagef("DEVICE is empty")
+			}
 			log, err := logs.logger(s.err, "error", "")
 			if err != nil {
 				return err
+			}
+			if logs.level == "" {
+				log = slog.New(slog.DiscardHandler) // its errors are in the one that the command ends with
 			}
 			return f.run(cmd.Context(), s, log)
 		},
@@ -98,7 +104,22 @@ func (f *sendFlags) run(ctx context.Context, s streams, log *slog.Logger) error 
 func (f *sendFlags) send(ctx context.Context, client *hubservice.Client) error {
 	limited, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
+	refused := make(chan error, 1)
+	go func() {
+		if err := refusal(limited, client.Ready); err != nil {
+			refused <- err
+			cancel()
+		}
+	}()
 	err := client.Send(limited, f.envelope)
+	if errors.Is(err, context.Canceled) {
+		select {
+		case err := <-refused:
+			return fmt.Errorf("not sent: %w", err)
+		default:
+			return errors.New("interrupted: the hub may have taken the message")
+		}
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		if state := client.Ready(); state != nil {
 			return fmt.Errorf("not sent within %s: %w", f.timeout, state)
@@ -106,6 +127,24 @@ func (f *sendFlags) send(ctx context.Context, client *hubservice.Client) error {
 		return fmt.Errorf("no answer from the hub within %s: it may have taken the message", f.timeout)
 	}
 	return err
+}
+
+// refusal waits until the hub refuses the credential, which waiting longer does
+// not mend, and returns that; nil once ctx ends.
+func refusal(ctx context.Context, ready func() error) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		state := ready()
+		if e, ok := errors.AsType[*bridge.Error](state); ok && e.Class == bridge.Unauthorized {
+			return state
+		}
+	}
 }
 
 // sendResult is what `send --json` prints.

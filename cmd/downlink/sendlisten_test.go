@@ -88,9 +88,11 @@ func TestSendRefused(t *testing.T) {
 
 	// A wrong key, a hub that is away, and a certificate that nobody vouches for.
 	wrong := write(t, "wrong", "HostName=localhost;SharedAccessKeyName=service;SharedAccessKey=d3Jvbmc=\n")
-	got = cli(t, "send", "full", "--hub-connection-string-file", wrong, "--amqp-address", hub.AMQPS, "--ca-file", hub.CAFile, "--timeout", "2s")
-	require.Equal(t, exitFailed, got.code)
-	require.Contains(t, strings.ToLower(got.stderr), "unauthorized")
+	got = cli(t, "send", "full", "--hub-connection-string-file", wrong, "--amqp-address", hub.AMQPS, "--ca-file", hub.CAFile, "--timeout", "55s")
+	require.Equal(t, exitFailed, got.code, "at once: it does not wait for a key to become right")
+	require.Contains(t, got.stderr, "not sent: hub localhost: unauthorized: the hub refuses policy \"service\"")
+	require.NotContains(t, got.stderr, "55s")
+	require.Equal(t, 1, strings.Count(got.stderr, "\n"), got.stderr)
 	got = cli(t, "send", "full", "--hub-connection-string-file", wrong, "--amqp-address", "127.0.0.1:1", "--timeout", "500ms")
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, got.stderr, "not sent within 500ms")
