@@ -62,7 +62,6 @@ device that is connected there as this device is disconnected.`,
 	fs.StringVar(&f.amqp, "amqp-address", "", "host:port of that hub's AMQP, if it is not the hub's name and 5671")
 	fs.StringVar(&f.mqtt, "mqtt-address", "", "host:port of that hub's MQTT, if it is not the hub's name and 8883")
 	fs.StringVar(&f.caFile, "ca-file", "", "CA certificate to trust for that hub")
-	cmd.MarkFlagsRequiredTogether("hub-connection-string-file", "device-connection-string-file")
 	return cmd
 }
 
@@ -72,6 +71,8 @@ func (f *demoFlags) run(ctx context.Context, s streams, log *slog.Logger) (err e
 		return usagef("--count: %d is less than 0", f.count)
 	case f.timeout <= 0:
 		return usagef("--timeout: %s is not a time to wait", f.timeout)
+	case (f.hubFile == "") != (f.deviceFile == ""):
+		return usagef("--hub-connection-string-file and --device-connection-string-file go together: the bridge's side and the device's")
 	case f.hubFile == "" && (f.amqp != "" || f.mqtt != "" || f.caFile != ""):
 		return usagef("--amqp-address, --mqtt-address and --ca-file belong to a hub given by --hub-connection-string-file")
 	}

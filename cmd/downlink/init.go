@@ -31,6 +31,9 @@ output. An existing file stays as it is without --force.`,
 			if len(args) == 1 {
 				path = args[0]
 			}
+			if path == "" {
+				return usagef("FILE is empty")
+			}
 			if path == "-" {
 				_, err := fmt.Fprint(s.out, configs.Init)
 				return err

@@ -62,6 +62,8 @@ that runs on this machine (downlink hub).`,
 
 func (f *listenFlags) run(ctx context.Context, s streams, device string, log *slog.Logger) error {
 	switch {
+	case device == "":
+		return usagef("DEVICE is empty")
 	case f.count < 0:
 		return usagef("--count: %d is less than 0", f.count)
 	case f.timeout < 0:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,10 +25,12 @@ type natsFlags struct {
 	user, password       string
 	caFile, cert, keyPEM string
 	connectTimeout       time.Duration
+	given                func(flag string) bool // whether a flag was on the command line
 }
 
 func (f *natsFlags) register(cmd *cobra.Command) {
 	fs := cmd.Flags()
+	f.given = fs.Changed
 	fs.StringSliceVarP(&f.servers, "server", "s", nil, "NATS server URL, repeatable (default $NATS_URL or nats://127.0.0.1:4222)")
 	fs.StringVar(&f.context, "context", "", "context of the nats CLI, instead of the other connection flags")
 	fs.StringVar(&f.creds, "creds", "", "credentials file (JWT and seed)")
@@ -43,11 +46,22 @@ func (f *natsFlags) register(cmd *cobra.Command) {
 
 // connect returns once the connection stands, or says why it does not within --connect-timeout.
 func (f *natsFlags) connect(ctx context.Context, name string, log *slog.Logger) (*natsio.Conn, error) {
+	if f.connectTimeout <= 0 {
+		return nil, usagef("--connect-timeout: %s is not a time to wait", f.connectTimeout)
+	}
 	servers := f.servers
+	if f.given != nil && f.given("server") && strings.Join(servers, "") == "" {
+		return nil, usagef("--server is empty")
+	}
 	if len(servers) == 0 && f.context == "" {
 		servers = []string{"nats://127.0.0.1:4222"}
 		if env := os.Getenv("NATS_URL"); env != "" {
 			servers = strings.Split(env, ",")
+		}
+	}
+	for _, server := range servers {
+		if scheme, _, ok := strings.Cut(server, "://"); ok && !slices.Contains([]string{"nats", "tls", "ws", "wss"}, strings.TrimSpace(scheme)) {
+			return nil, usagef("NATS server %s://…: the scheme is not nats, tls, ws or wss", scheme)
 		}
 	}
 	conn, err := natsio.Connect(natsio.Options{

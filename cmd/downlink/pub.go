@@ -27,9 +27,10 @@ func newPubCmd(s streams, logs *logFlags) *cobra.Command {
 		Long: `Publish a message on NATS. DATA is the payload; "-" reads it from standard input,
 without DATA it is empty.
 
-With --request it waits for the answer and prints it: from a route with
-"source: core" that is the outcome at the hub, from a subject that a stream
-stores it is the stream's publish ack.`,
+It returns as soon as the server has the message, which may be before a stream
+has stored it. With --request it waits for the answer and prints it: from a
+route with "source: core" that is the outcome at the hub, from a subject that a
+stream stores it is the stream's publish ack.`,
 		Example: `  downlink pub cmd.berlin.pump7.reboot '{"delay":5}' -H X-User=ann
   downlink pub cmd.berlin.pump7.reboot --request --server nats://127.0.0.1:4222
   downlink pub cmd.berlin.pump7.firmware - --creds app.creds < firmware.json`,
@@ -50,6 +51,9 @@ stores it is the stream's publish ack.`,
 			}
 			if count < 1 {
 				return usagef("--count: %d is less than 1", count)
+			}
+			if timeout <= 0 {
+				return usagef("--timeout: %s is not a time to wait", timeout)
 			}
 			if len(args) == 2 {
 				if msg.Data, err = payload(s, args[1]); err != nil {

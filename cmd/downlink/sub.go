@@ -37,6 +37,9 @@ or --count. It listens only: it takes no message from any stream.`,
 			if strings.ContainsAny(args[0], " \t\r\n") || strings.Contains("."+args[0]+".", "..") {
 				return usagef("subject %q: empty tokens and spaces are not allowed", args[0])
 			}
+			if strings.Contains("."+args[0], ".>.") {
+				return usagef("subject %q: \">\" is only allowed as the last token", args[0])
+			}
 			log, err := logs.logger(s.err, "warn", "")
 			if err != nil {
 				return err

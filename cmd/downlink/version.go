@@ -47,6 +47,18 @@ func buildVersion() versionInfo {
 	return v
 }
 
+// String is the version for people: one line.
+func (v versionInfo) String() string {
+	line := "downlink " + v.Version
+	if v.Commit != "" {
+		line += " " + v.Commit
+		if v.Modified {
+			line += "+modified"
+		}
+	}
+	return line + " " + v.Go + " " + v.Platform
+}
+
 func newVersionCmd(s streams) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -59,14 +71,7 @@ func newVersionCmd(s streams) *cobra.Command {
 			if asJSON {
 				return json.NewEncoder(s.out).Encode(v)
 			}
-			line := "downlink " + v.Version
-			if v.Commit != "" {
-				line += " " + v.Commit
-				if v.Modified {
-					line += "+modified"
-				}
-			}
-			_, err := fmt.Fprintf(s.out, "%s %s %s\n", line, v.Go, v.Platform)
+			_, err := fmt.Fprintln(s.out, v)
 			return err
 		},
 	}
