@@ -62,6 +62,11 @@ func (c *conn) connect(p *packets.ConnectPacket) error {
 		}
 		return c.refuse(bad, err)
 	}
+	if faulty && injected.Kind == fault.Expire {
+		if soon := c.server.now().Add(injected.Delay); soon.Before(c.expires) {
+			c.expires = soon
+		}
+	}
 	session, err := c.server.store.Attach(c.device, c2d.SessionOptions{Resend: c.server.behaviour.Resend, Closed: c.evict})
 	if errors.Is(err, c2d.ErrDisabled) {
 		return c.refuse(codeUnavailable, err) // as Microsoft's gateway answers
@@ -114,6 +119,8 @@ func (c *conn) refuse(code byte, why error) error {
 // misconnect carries out a fault at CONNECT; nil means to go on.
 func (c *conn) misconnect(a fault.Action) error {
 	switch a.Kind {
+	case fault.Expire: // seen to where the token is taken
+		return nil
 	case fault.Drop:
 		return errFault
 	case fault.Delay:

@@ -58,6 +58,9 @@ type Behaviour struct {
 	// NoSessionPresent leaves the session-present flag of a CONNACK unset where
 	// MQTT 3.1.1 §3.2.2.2 wants it set.
 	NoSessionPresent bool
+	// OrderUnacknowledged sends no PUBACK for a message that orders a fault, as
+	// the tests of the C# SDK describe the hub; by default it gets one like any other.
+	OrderUnacknowledged bool
 	// ConnectTimeout bounds TLS handshake and CONNECT together, WriteTimeout one
 	// write to a device that does not read; 0: 10 s each.
 	ConnectTimeout, WriteTimeout time.Duration
@@ -72,8 +75,11 @@ type Options struct {
 	Telemetry *telemetry.Log     // takes device-to-cloud messages; nil: one of its own
 	Twins     *twin.Store        // nil: one of its own
 	Faults    *fault.Injector    // may be nil
-	Now       func() time.Time   // the clock of tokens; nil: time.Now
-	Logger    *slog.Logger       // nil: discard
+	// Order is told of device-to-cloud messages that order a fault for their
+	// device. It must not block; nil: nobody.
+	Order  func(device string, o fault.Order)
+	Now    func() time.Time // the clock of tokens; nil: time.Now
+	Logger *slog.Logger     // nil: discard
 }
 
 // Server serves any number of listeners. Safe for concurrent use.
@@ -85,6 +91,7 @@ type Server struct {
 	telemetry *telemetry.Log
 	twins     *twin.Store
 	faults    *fault.Injector
+	order     func(device string, o fault.Order)
 	now       func() time.Time
 	log       *slog.Logger
 	done      chan struct{} // closed by Close
@@ -132,11 +139,14 @@ func New(o Options) *Server {
 	if o.Twins == nil {
 		o.Twins = twin.New(o.Now)
 	}
+	if o.Order == nil {
+		o.Order = func(string, fault.Order) {}
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Server{
-		store: o.Store, authority: o.Authority, behaviour: *b, throttle: o.Throttle, telemetry: o.Telemetry, twins: o.Twins, faults: o.Faults, now: o.Now,
+		store: o.Store, authority: o.Authority, behaviour: *b, throttle: o.Throttle, telemetry: o.Telemetry, twins: o.Twins, faults: o.Faults, order: o.Order, now: o.Now,
 		log: o.Logger.With("component", "mqttd"), done: make(chan struct{}),
 		conns: map[*conn]struct{}{}, online: map[string]*conn{}, sessions: map[string]sessionState{},
 	}
@@ -304,15 +314,4 @@ func (s *Server) Connections() []Connection {
 	s.mu.Unlock()
 	slices.SortFunc(out, func(a, b Connection) int { return strings.Compare(a.Device, b.Device) })
 	return out
-}
-
-// Disconnect cuts a device's connection, if it has one.
-func (s *Server) Disconnect(device string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c := s.online[device]
-	if c != nil {
-		c.abort()
-	}
-	return c != nil
 }

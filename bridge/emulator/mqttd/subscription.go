@@ -1,6 +1,7 @@
 package mqttd
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
@@ -122,6 +123,9 @@ func (c *conn) received(p *packets.PublishPacket) error {
 		err = c.answered(topic, p.Payload)
 	default:
 		err = violation("PUBLISH to a topic that the hub does not have")
+	}
+	if errors.Is(err, errUnacknowledged) {
+		return nil
 	}
 	if err != nil || p.Qos == 0 {
 		return err
