@@ -47,7 +47,7 @@ func (l *link) request(id uint32, settled bool, message []byte) {
 		reply()
 		return
 	}
-	if act.After && act.Kind != fault.Delay {
+	if act.After && act.Kind != fault.Delay && act.Kind != fault.Expire {
 		c.putToken(r)
 	}
 	switch act.Kind {
@@ -65,6 +65,12 @@ func (l *link) request(id uint32, settled bool, message []byte) {
 			reply()
 			c.topUp()
 		})
+	case fault.Expire:
+		reply()
+		if c.granted {
+			c.grant.Expires = time.Now().Add(act.Delay)
+			c.out.setTimers(func(t *timers) { t.expiry = c.grant.Expires })
+		}
 	case fault.Release:
 		l.answer(id, settled, amqpwire.Released{})
 	case fault.Modify:

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"downlink/bridge/emulator/amqpd"
+	"downlink/bridge/emulator/fault"
 	"downlink/bridge/emulator/feedback"
 	"downlink/bridge/internal/amqpwire"
 )
@@ -285,4 +286,21 @@ func TestSeveralReadersShareTheFeedback(t *testing.T) {
 	}
 	require.Len(t, seen, batches)
 	eventually(t, q, func(s feedback.Status) bool { return s.Completed == batches && s.Received == batches })
+}
+
+func TestFeedbackAttachFaults(t *testing.T) {
+	var q *feedback.Queue
+	e := runEndpoint(t, withFeedback(&q, feedback.Rules{}))
+	q.Add(record("m1"))
+	session := authorized(t, e.dial(t, nil))
+	e.faults.Add(fault.AttachReceiver, 1, nil, fault.Action{Kind: fault.Reject, Condition: "amqp:link:detach-forced"})
+	_, err := session.NewReceiver(within(t), "/messages/serviceBound/feedback", nil)
+	var ae *amqp.Error
+	require.ErrorAs(t, err, &ae)
+	require.EqualValues(t, "amqp:link:detach-forced", ae.Condition)
+	e.faults.Add(fault.AttachReceiver, 1, nil, fault.Action{Kind: fault.Delay, Delay: 20 * time.Millisecond})
+	start := time.Now()
+	r := newReceiver(t, session, "/messages/serviceBound/feedback", nil)
+	require.GreaterOrEqual(t, time.Since(start), 20*time.Millisecond)
+	require.Equal(t, []string{"m1"}, ids(t, receive(t, r)))
 }

@@ -123,8 +123,14 @@ func (s *session) attach(p *amqpwire.Attach) {
 	if refusal == nil && c.links > maxLinks {
 		refusal = problem(condLimit, "more than %d links on a connection", maxLinks)
 	}
-	if refusal == nil && n == deviceBound {
-		if act, ok := c.srv.o.Faults.Next(fault.AttachSender, ""); ok {
+	if refusal == nil && (n == deviceBound || n == feedbackBatches) {
+		point := fault.AttachSender
+		if n == feedbackBatches {
+			point = fault.AttachReceiver
+			// Feedback is the client's to settle, unless it asked not to.
+			l.sendUnsettled = p.SenderSettleMode != amqpwire.Some(amqpwire.SenderSettled)
+		}
+		if act, ok := c.srv.o.Faults.Next(point, ""); ok {
 			switch act.Kind {
 			case fault.Drop:
 				c.cut()
@@ -137,7 +143,7 @@ func (s *session) attach(p *amqpwire.Attach) {
 				c.after(act.Delay, func() {
 					if !l.gone {
 						l.silent = false
-						l.attached(p, n, c.unauthorized())
+						l.attached(p, n, c.refuses(n))
 					}
 				})
 				return
@@ -145,22 +151,18 @@ func (s *session) attach(p *amqpwire.Attach) {
 				refusal = scripted(act)
 			}
 		} else {
-			refusal = c.unauthorized()
+			refusal = c.refuses(n)
 		}
-	}
-	if refusal == nil && n == feedbackBatches {
-		refusal = c.unauthorized()
-		if refusal == nil && c.srv.o.Feedback == nil {
-			refusal = problem(condNotImplemented, "this hub has no feedback")
-		}
-		// Feedback is the client's to settle, unless it asked not to.
-		l.sendUnsettled = p.SenderSettleMode != amqpwire.Some(amqpwire.SenderSettled)
 	}
 	l.attached(p, n, refusal)
 }
 
-func (c *conn) unauthorized() *amqpwire.Error {
+// refuses says why a link to n, which takes a token, is refused; nil: it is not.
+func (c *conn) refuses(n node) *amqpwire.Error {
 	if c.maySend() {
+		if n == feedbackBatches && c.srv.o.Feedback == nil {
+			return problem(condNotImplemented, "this hub has no feedback")
+		}
 		return nil
 	}
 	return problem(condUnauthorized, "no valid token with ServiceConnect was put on this connection")

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"downlink/bridge/emulator/amqpd"
+	"downlink/bridge/emulator/fault"
 	"downlink/bridge/emulator/feedback"
 	"downlink/bridge/emulator/throttle"
 	"downlink/bridge/internal/amqpwire"
@@ -174,4 +175,16 @@ func TestCreditIsAnOption(t *testing.T) {
 		f, _ := expect[*amqpwire.Flow](b.peer)
 		require.Equal(t, amqpwire.Some[uint32](1), f.LinkCredit)
 	}, func(o *amqpd.Options) { o.Behaviour.Credit = 1 })
+}
+
+func TestTokenExpiresOnRequest(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bubbled) {
+		b.open()
+		start := time.Now()
+		b.faults.Add(fault.PutToken, 1, nil, fault.Action{Kind: fault.Expire, Delay: 90 * time.Second})
+		b.putToken("forever", 0)
+		c, _ := expect[*amqpwire.Close](b.peer)
+		require.EqualValues(t, "amqp:unauthorized-access", c.Error.Condition)
+		require.Equal(t, 90*time.Second, time.Since(start))
+	})
 }
