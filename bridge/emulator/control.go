@@ -40,6 +40,15 @@ func (h *Hub) PurgeDevice(id string) (int, error) { return h.store.Purge(id) }
 // DisconnectDevice cuts a device's connection without a word and reports whether there was one.
 func (h *Hub) DisconnectDevice(id string) bool { return h.mqtt.Disconnect(id) }
 
+// ExpireTokens ends the connections of the devices whose ID matches pattern ("" is
+// all), as if their tokens expired now, and returns how many there were.
+func (h *Hub) ExpireTokens(pattern string) int {
+	return h.mqtt.Expire(func(device string) bool { return c2d.MatchID(pattern, device) })
+}
+
+// ExpireServiceTokens has the tokens on all AMQP connections expire now and returns how many there were.
+func (h *Hub) ExpireServiceTokens() int { return h.amqp.ExpireTokens() }
+
 // Device returns a device's entry in the registry.
 func (h *Hub) Device(id string) (c2d.Device, error) { return h.store.Get(id) }
 

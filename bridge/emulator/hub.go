@@ -78,7 +78,9 @@ type Hub struct {
 	twins     *twin.Store
 	fleet     *virtual.Fleet
 	listeners map[string]net.Listener
+	amqp      *amqpd.Server
 	mqtt      *mqttd.Server
+	orders    *orders
 	endpoints []endpoint
 
 	wg     sync.WaitGroup
@@ -199,19 +201,22 @@ func (h *Hub) assemble(o Options) {
 	names := append([]string{}, o.Hostnames...)
 	names = append(names, "127.0.0.1", "::1")
 	a := &authority{Store: h.store, fleet: h.fleet, identity: h.identity, throttle: h.throttle, hosts: names, any: o.AnyDevice, now: o.Now, log: h.log}
+	h.orders = &orders{faults: h.faults, log: h.log}
 	h.mqtt = mqttd.New(mqttd.Options{
+		Order: h.orders.take,
 		Store: h.store, Authority: a, Behaviour: o.MQTT, Throttle: h.throttle, Telemetry: h.telemetry, Twins: h.twins, Faults: h.faults, Now: o.Now, Logger: o.Logger,
 	})
-	amqps := amqpd.New(amqpd.Options{
+	h.orders.mqtt = h.mqtt
+	h.amqp = amqpd.New(amqpd.Options{
 		Backend: a, Hostnames: names, Feedback: h.feedback, Throttle: h.throttle, Behaviour: o.AMQP, Faults: h.faults, Logger: o.Logger,
 	})
 	https := httpd.New(httpd.Options{
 		Store: h.store, Identity: h.identity, Authority: a, Feedback: h.feedback, Twins: h.twins, Devices: deviceLink{h.mqtt},
 		Registry: h.throttle.Registry, Faults: h.faults, Logger: o.Logger,
-		Tunnels: map[string]func(net.Conn){"AMQPWSB10": amqps.ServeConn, "mqtt": h.mqtt.ServeConn},
+		Tunnels: map[string]func(net.Conn){"AMQPWSB10": h.amqp.ServeConn, "mqtt": h.mqtt.ServeConn},
 	})
 	h.endpoints = []endpoint{
-		{"amqps", amqps.Serve, func() error { amqps.Close(); return nil }},
+		{"amqps", h.amqp.Serve, func() error { h.amqp.Close(); return nil }},
 		{"mqtts", h.mqtt.Serve, h.mqtt.Close},
 		{"https", https.Serve, https.Close},
 	}
@@ -266,6 +271,7 @@ func (h *Hub) Close() error {
 			closing.Go(func() { errs[i] = e.close() }) // at once: each may wait for its peers
 		}
 		closing.Wait()
+		h.orders.close()
 		h.cancel()
 		h.wg.Wait()
 		errs[len(h.endpoints)] = h.removeTemp()

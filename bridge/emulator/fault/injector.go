@@ -94,6 +94,13 @@ func (i *Injector) Rules() []Scripted {
 	return out
 }
 
+func (r *rule) concerns(device string) bool {
+	if r.Exact {
+		return r.Device == device
+	}
+	return c2d.MatchID(r.Device, device) && (r.match == nil || r.match(device))
+}
+
 func (r *rule) over(now time.Time) bool { return !r.Until.IsZero() && !now.Before(r.Until) }
 
 // Next returns the action scripted for this occasion and uses it up; false is the usual case.
@@ -104,8 +111,10 @@ func (i *Injector) Next(p Point, device string) (Action, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	now := time.Now()
+	i.rules = slices.DeleteFunc(i.rules, func(r *rule) bool { return r.over(now) })
+	i.armed.Store(int64(len(i.rules)))
 	for _, r := range i.rules {
-		if r.Point != p || r.over(now) || !c2d.MatchID(r.Device, device) || r.match != nil && !r.match(device) {
+		if r.Point != p || !r.concerns(device) {
 			continue
 		}
 		r.Hits++

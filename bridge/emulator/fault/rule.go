@@ -13,6 +13,7 @@ import (
 type Rule struct {
 	Point  Point
 	Device string    // pattern of device IDs, as c2d.MatchID takes it; "": any, and where there is no device
+	Exact  bool      // Device is an ID as it stands, not a pattern
 	Times  int       // for so many occasions; 0: until it is removed
 	Until  time.Time // not from then on, by the wall clock; zero: for ever
 	Action Action

@@ -61,8 +61,8 @@ type fixture struct {
 	link     *link
 	faults   *fault.Injector
 	registry error
-	addr  string
-	http  *http.Client
+	addr     string
+	http     *http.Client
 }
 
 func newFixture(t *testing.T) *fixture {
