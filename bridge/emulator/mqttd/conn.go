@@ -23,6 +23,17 @@ import (
 // asked for (developer guide: 1767 s at most).
 const maxSilence = 1767 * time.Second
 
+const (
+	// readBuffer takes a whole packet of the usual kind: a longer one is read past
+	// it. Thousands of idle connections have one each.
+	readBuffer = 512
+	// writeBuffer is how much delivery gathers for one write.
+	writeBuffer = 4096
+)
+
+// writeBuffers are not in use.
+var writeBuffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, writeBuffer)) }}
+
 var (
 	errExpired    = errors.New("the token has expired")
 	errDisconnect = errors.New("the device disconnected")
@@ -59,15 +70,15 @@ type conn struct {
 
 	cause atomic.Pointer[error] // why the hub ended the session
 
-	mu    sync.Mutex // guards what follows; held while writing
-	w     *bufio.Writer
-	calls calls
+	mu      sync.Mutex    // guards what follows; held while writing
+	pending *bytes.Buffer // written and not flushed; nil while there is none, so that an idle connection holds no buffer
+	calls   calls
 }
 
 func (s *Server) serve(nc net.Conn) {
 	c := &conn{
 		server: s, net: nc, since: time.Now(), log: s.log,
-		r: bufio.NewReaderSize(nc, 2048), w: bufio.NewWriterSize(nc, 4096),
+		r:    bufio.NewReaderSize(nc, readBuffer),
 		done: make(chan struct{}), slot: make(chan struct{}, 1),
 		window: window{size: s.behaviour.Window},
 	}
@@ -101,6 +112,9 @@ func (c *conn) run() error {
 	if err := c.net.SetDeadline(deadline); err != nil {
 		return err
 	}
+	if err := c.handshake(); err != nil {
+		return err
+	}
 	p, err := readPacket(c.r)
 	if err != nil {
 		return err
@@ -127,6 +141,18 @@ func (c *conn) run() error {
 			return err
 		}
 	}
+}
+
+// handshake lets TLS shake hands in a goroutine of its own, which takes the
+// stack that this needs with it: this one may be idle for days.
+func (c *conn) handshake() error {
+	t, ok := c.net.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	done := make(chan error, 1)
+	c.wg.Go(func() { done <- t.Handshake() })
+	return <-done
 }
 
 // arm bounds the wait for the next packet by the keep-alive and the token.
@@ -158,26 +184,45 @@ func (c *conn) handle(p packets.ControlPacket) error {
 	}
 }
 
-// reply writes a packet now.
+// reply writes a packet now, after what is pending.
 func (c *conn) reply(p packets.ControlPacket) error {
 	var b bytes.Buffer
 	_ = p.Write(&b) // to memory: cannot fail
 	return c.write(b.Bytes(), true)
 }
 
+// write writes b, with flush at once; with nothing in b it flushes alone.
 func (c *conn) write(b []byte, flush bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.pending == nil && flush {
+		return c.transmit(b)
+	}
+	if c.pending == nil {
+		c.pending = writeBuffers.Get().(*bytes.Buffer)
+	}
+	c.pending.Write(b)
+	if !flush && c.pending.Len() < writeBuffer {
+		return nil
+	}
+	err := c.transmit(c.pending.Bytes())
+	if c.pending.Cap() <= 4*writeBuffer {
+		c.pending.Reset()
+		writeBuffers.Put(c.pending)
+	}
+	c.pending = nil
+	return err
+}
+
+func (c *conn) transmit(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
 	if err := c.net.SetWriteDeadline(time.Now().Add(c.server.behaviour.WriteTimeout)); err != nil {
 		return err
 	}
-	if _, err := c.w.Write(b); err != nil {
-		return err
-	}
-	if !flush {
-		return nil
-	}
-	return c.w.Flush()
+	_, err := c.net.Write(b)
+	return err
 }
 
 // end closes the connection and gives back what it held.
