@@ -173,6 +173,7 @@ func startEmbedded(c *config.Config, dir string, log *slog.Logger) (*embeddedHub
 
 // openHub starts a hub and leaves its endpoints in its data directory.
 func openHub(o emulator.Options) (*embeddedHub, error) {
+	other, taken := running(o.DataDir) // asked before this one listens, where a killed one may have listened
 	hub, err := emulator.Start(o)
 	var refusal *c2d.Refusal
 	if errors.As(err, &refusal) {
@@ -180,6 +181,11 @@ func openHub(o emulator.Options) (*embeddedHub, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("embedded %w", err)
+	}
+	if taken {
+		_ = hub.Close()
+		return nil, fmt.Errorf("embedded hub: one runs with the data directory %s already (process %d, AMQP %s): stop it, or give this one another --data-dir",
+			o.DataDir, other.PID, other.AMQPS)
 	}
 	h := &embeddedHub{Hub: hub, dir: o.DataDir}
 	h.service, err = hub.ConnectionString("service")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -52,4 +53,27 @@ func TestVersionFlag(t *testing.T) {
 	require.Equal(t, exitOK, flag.code, flag.stderr)
 	require.Equal(t, command.stdout, flag.stdout)
 	require.True(t, strings.HasPrefix(flag.stdout, "downlink "), flag.stdout)
+}
+
+// TestOneHubADirectory: a second hub would take the first one's place in the data
+// directory, and leave it without any when it ends.
+func TestOneHubADirectory(t *testing.T) {
+	dir := t.TempDir()
+	s, first := startHub(t, dir, "--any-device", "--http", "off")
+	left, err := os.ReadFile(filepath.Join(dir, endpointsFile))
+	require.NoError(t, err)
+	second := []string{"hub", "--data-dir", dir, "--amqps", "127.0.0.1:0", "--mqtts", "127.0.0.1:0", "--https", "127.0.0.1:0", "--http", "off"}
+	got := cli(t, second...)
+	require.Equal(t, exitFailed, got.code)
+	require.Contains(t, got.stderr, "one runs with the data directory "+dir+" already")
+	require.Contains(t, got.stderr, first.AMQPS)
+	require.Equal(t, exitOK, cli(t, "send", "d1", "--data-dir", dir).code, "the first is still found")
+	require.Equal(t, exitOK, s.stop(t))
+
+	// What a killed one left holds up nobody, least of all on the same port.
+	require.NoError(t, os.WriteFile(filepath.Join(dir, endpointsFile), left, 0o600))
+	s = start(t, "hub", "--json", "--data-dir", dir, "--any-device", "--http", "off", "--amqps", first.AMQPS, "--mqtts", "127.0.0.1:0", "--https", "127.0.0.1:0")
+	s.line(t, `"ready"`)
+	require.Equal(t, exitOK, cli(t, "send", "d1", "--data-dir", dir).code)
+	require.Equal(t, exitOK, s.stop(t))
 }

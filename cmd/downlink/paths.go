@@ -1,13 +1,16 @@
 package main
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"time"
 )
 
 // hubStateDir is where the embedded hub keeps its CA and keys without --data-dir:
@@ -61,6 +64,32 @@ func writeEndpoints(dir string, e endpoints) error {
 		_ = os.Remove(tmp.Name())
 	}
 	return err
+}
+
+// answer is how long a hub on this machine has to answer.
+const answer = 2 * time.Second
+
+// running tells whether a hub runs with a data directory: what listens at the
+// endpoints that it left there shows a certificate of the CA that it left there. One
+// that was killed left them as well, and its ports may be somebody else's.
+func running(dir string) (endpoints, bool) {
+	if dir == "" {
+		return endpoints{}, false
+	}
+	e, err := readEndpoints(dir)
+	if err != nil {
+		return endpoints{}, false
+	}
+	pool, err := certPool(endpointsFile, e.CAFile)
+	if err != nil || pool == nil {
+		return endpoints{}, false
+	}
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: answer}, "tcp", e.AMQPS, &tls.Config{RootCAs: pool, ServerName: e.Hostname})
+	if err != nil {
+		return endpoints{}, false
+	}
+	_ = conn.Close()
+	return e, true
 }
 
 // removeEndpoints forgets this process's endpoints, not those of a hub that
