@@ -48,6 +48,7 @@ type Options struct {
 	TLSCert, TLSKey string
 	// AMQPS, MQTTS and HTTPS are the addresses to listen on; "" is 127.0.0.1:0.
 	AMQPS, MQTTS, HTTPS string
+	MaxConnections      int      // open at once at each of them; what comes beyond is closed. 0: 65536
 	Devices             []string // registered from the start
 	AnyDevice           bool     // unknown devices are registered when they are first used
 	Rules               c2d.Rules
@@ -99,6 +100,9 @@ type endpoint struct {
 func Start(o Options) (*Hub, error) {
 	if len(o.Hostnames) == 0 {
 		o.Hostnames = []string{"localhost"}
+	}
+	if o.MaxConnections <= 0 {
+		o.MaxConnections = 65536
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -170,7 +174,7 @@ func (h *Hub) start(o Options) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel = cancel
 	for _, e := range h.endpoints {
-		l := tls.NewListener(h.listeners[e.name], secured)
+		l := tls.NewListener(&bounded{Listener: h.listeners[e.name], max: int64(o.MaxConnections), log: h.log}, secured)
 		h.wg.Go(func() {
 			if err := e.serve(l); err != nil {
 				h.log.Error("endpoint stopped", "endpoint", e.name, "err", err)
@@ -209,6 +213,7 @@ func (h *Hub) assemble(o Options) {
 	h.orders.mqtt = h.mqtt
 	h.amqp = amqpd.New(amqpd.Options{
 		Backend: a, Hostnames: names, Feedback: h.feedback, Throttle: h.throttle, Behaviour: o.AMQP, Faults: h.faults, Logger: o.Logger,
+		MaxConnections: o.MaxConnections,
 	})
 	https := httpd.New(httpd.Options{
 		Store: h.store, Identity: h.identity, Authority: a, Feedback: h.feedback, Twins: h.twins, Devices: deviceLink{h.mqtt},

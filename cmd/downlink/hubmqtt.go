@@ -7,7 +7,7 @@ import (
 	"downlink/bridge/emulator/mqttd"
 )
 
-// hubDeviceFlags are about the hub's certificate and its MQTT endpoint. Where
+// hubDeviceFlags are about the hub's listeners and its MQTT endpoint. Where
 // nobody outside knows what IoT Hub does, the default is what a careful client
 // must expect, and a flag has the other reading.
 type hubDeviceFlags struct {
@@ -18,6 +18,7 @@ type hubDeviceFlags struct {
 	resend, dup      bool
 	noSessionPresent bool
 	telemetry        int
+	maxConnections   int
 }
 
 func (f *hubDeviceFlags) register(fs *pflag.FlagSet) {
@@ -30,6 +31,7 @@ func (f *hubDeviceFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.dup, "mqtt-dup", false, "set the DUP flag on a message that is sent again")
 	fs.BoolVar(&f.noSessionPresent, "mqtt-no-session-present", false, "never set the session-present flag of a CONNACK")
 	fs.IntVar(&f.telemetry, "telemetry-keep", 10_000, "how many device-to-cloud messages to remember (64 MiB at most)")
+	fs.IntVar(&f.maxConnections, "max-connections", 65536, "connections that may be open at once at each listener; what comes beyond is closed")
 }
 
 func (f *hubDeviceFlags) apply(o *emulator.Options) error {
@@ -46,7 +48,10 @@ func (f *hubDeviceFlags) apply(o *emulator.Options) error {
 	if f.telemetry < 1 {
 		return usagef("--telemetry-keep: %d is not above 0", f.telemetry)
 	}
-	o.Telemetry.Messages = f.telemetry
+	if f.maxConnections < 1 {
+		return usagef("--max-connections: %d is not above 0", f.maxConnections)
+	}
+	o.Telemetry.Messages, o.MaxConnections = f.telemetry, f.maxConnections
 	o.MQTT = mqttd.Behaviour{
 		Window: f.window, CodeBadCredentials: byte(f.badCredentials), Resend: f.resend, Dup: f.dup, NoSessionPresent: f.noSessionPresent,
 	}

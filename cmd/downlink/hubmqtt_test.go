@@ -27,15 +27,16 @@ func TestHubDeviceFlags(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, mqttd.Behaviour{Window: 10, CodeBadCredentials: 5}, o.MQTT)
 	o, err = parse("--mqtt-window=1", "--mqtt-first-subscribe=new", "--mqtt-bad-credentials=4", "--mqtt-resend", "--mqtt-dup",
-		"--mqtt-no-session-present", "--telemetry-keep=7", "--tls-cert=c", "--tls-key=k")
+		"--mqtt-no-session-present", "--telemetry-keep=7", "--max-connections=8", "--tls-cert=c", "--tls-key=k")
 	require.NoError(t, err)
 	require.Equal(t, mqttd.Behaviour{
 		Window: 1, FirstSubscribe: mqttd.DeliverNew, CodeBadCredentials: 4, Resend: true, Dup: true, NoSessionPresent: true,
 	}, o.MQTT)
 	require.Equal(t, 7, o.Telemetry.Messages)
+	require.Equal(t, 8, o.MaxConnections)
 	require.Equal(t, []string{"c", "k"}, []string{o.TLSCert, o.TLSKey})
 
-	for _, bad := range []string{"--mqtt-window=0", "--mqtt-first-subscribe=some", "--mqtt-bad-credentials=3", "--telemetry-keep=0", "--tls-cert=c", "--tls-key=k"} {
+	for _, bad := range []string{"--mqtt-window=0", "--mqtt-first-subscribe=some", "--mqtt-bad-credentials=3", "--telemetry-keep=0", "--max-connections=0", "--tls-cert=c", "--tls-key=k"} {
 		got := cli(t, "hub", "--data-dir", t.TempDir(), "--amqps", "127.0.0.1:0", "--mqtts", "127.0.0.1:0", "--https", "127.0.0.1:0", bad)
 		require.Equal(t, exitUsage, got.code, bad)
 		require.Contains(t, got.stderr, bad[:6])
