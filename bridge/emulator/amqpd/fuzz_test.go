@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"downlink/bridge/emulator/amqpd"
+	"downlink/bridge/emulator/feedback"
+	"downlink/bridge/emulator/throttle"
 	"downlink/bridge/internal/amqpwire"
 )
 
@@ -34,6 +36,11 @@ func transcript(t testing.TB) []byte {
 	m, _ = amqpwire.AppendApplicationProperties(m, amqpwire.Map{{Key: "iothub-ack", Value: "full"}, {Key: "n", Value: int32(1)}})
 	frame(transferOf(2, 2), amqpwire.AppendBodyData(m, []byte("body")))
 	frame(&amqpwire.Disposition{Role: amqpwire.RoleReceiver, First: 0, State: amqpwire.Accepted{}}, nil)
+	frame(receiverAttach("f", 3, "/messages/serviceBound/feedback"), nil)
+	frame(&amqpwire.Flow{NextIncomingID: amqpwire.Some[uint32](0), IncomingWindow: 100, NextOutgoingID: 4, OutgoingWindow: 100, Handle: amqpwire.Some[uint32](3),
+		DeliveryCount: amqpwire.Some[uint32](0), LinkCredit: amqpwire.Some[uint32](2)}, nil)
+	frame(&amqpwire.Disposition{Role: amqpwire.RoleReceiver, First: 1, Last: amqpwire.Some[uint32](2), State: amqpwire.Released{}}, nil)
+	frame(&amqpwire.Disposition{Role: amqpwire.RoleReceiver, First: 1, Last: amqpwire.Some[uint32](9), Settled: true, State: amqpwire.Accepted{}}, nil)
 	frame(nil, nil)
 	frame(&amqpwire.Detach{Handle: 2, Closed: true}, nil)
 	frame(&amqpwire.End{}, nil)
@@ -50,8 +57,20 @@ func FuzzConnection(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var log bytes.Buffer
-		srv := amqpd.New(amqpd.Options{Backend: newHub(), HandshakeTimeout: 5 * time.Second,
-			Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError}))})
+		var q *feedback.Queue
+		o := amqpd.Options{Backend: newHub(), HandshakeTimeout: 5 * time.Second,
+			Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError}))}
+		withFeedback(&q, feedback.Rules{})(&o)
+		const batches = 8
+		for range batches {
+			q.Add(record("m1"))
+		}
+		limited, err := throttle.New(throttle.Options{Tier: throttle.S3, Burst: -1, Backlog: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Throttle = limited
+		srv := amqpd.New(o)
 		client, server := net.Pipe()
 		client.SetDeadline(time.Now().Add(10 * time.Second))
 		ended := make(chan struct{})
@@ -69,6 +88,10 @@ func FuzzConnection(f *testing.F) {
 		srv.Close()
 		if log.Len() > 0 {
 			t.Fatal(log.String())
+		}
+		// Each batch is where it was, or had one end.
+		if s := q.Status(); s.Locked != 0 || uint64(s.Batches)+s.Completed+s.Rejected+s.Lost != batches {
+			t.Fatalf("%+v", s)
 		}
 	})
 }
