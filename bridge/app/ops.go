@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,6 +33,9 @@ type OpsOptions struct {
 	Status func() any
 	// Gatherer gives the metrics.
 	Gatherer prometheus.Gatherer
+	// Pages serves the paths below Prefixes, such as /inspect; nil: nobody does.
+	Pages    http.Handler
+	Prefixes []string
 	// Logger is told what the HTTP server complains about.
 	Logger *slog.Logger
 }
@@ -63,11 +67,25 @@ func NewOps(o OpsOptions) (*Ops, error) {
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(o.Gatherer, promhttp.HandlerOpts{}))
 	return &Ops{listener: l, server: &http.Server{
-		Handler:           mux,
+		Handler:           o.route(mux),
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       time.Minute,
 		ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
 	}}, nil
+}
+
+// route sends requests below the prefixes to their pages as they are: the mux
+// would clean their paths.
+func (o *OpsOptions) route(others http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for _, prefix := range o.Prefixes {
+			if r.URL.Path == prefix || strings.HasPrefix(r.URL.Path, prefix+"/") {
+				o.Pages.ServeHTTP(w, r)
+				return
+			}
+		}
+		others.ServeHTTP(w, r)
+	})
 }
 
 func text(w http.ResponseWriter, code int, s string) {

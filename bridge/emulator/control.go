@@ -55,6 +55,15 @@ func (h *Hub) Device(id string) (c2d.Device, error) { return h.store.Get(id) }
 // Devices returns the IDs of all devices, sorted.
 func (h *Hub) Devices() []string { return h.store.IDs() }
 
+// DevicePage returns at most n of the IDs that begin with prefix and sort after after, sorted.
+func (h *Hub) DevicePage(prefix, after string, n int) []string { return h.store.Page(prefix, after, n) }
+
+// Statistics counts the registered, the disabled and the connected devices.
+func (h *Hub) Statistics() (total, disabled, connected int) { return h.store.Statistics() }
+
+// ServiceConnections is how many AMQP connections there are.
+func (h *Hub) ServiceConnections() int { return h.amqp.Connections() }
+
 // Queue returns a device's pending messages, oldest first. Messages are shared: read only.
 func (h *Hub) Queue(id string) []c2d.Pending { return h.store.Queue(id) }
 

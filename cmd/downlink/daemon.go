@@ -142,6 +142,7 @@ type embeddedHub struct {
 	*emulator.Hub
 	service string
 	dir     string
+	places  endpoints // as they stand in the data directory
 }
 
 // startEmbedded starts the embedded hub if the configuration refers to one. It
@@ -194,7 +195,8 @@ func openHub(o emulator.Options) (*embeddedHub, error) {
 		return nil, fmt.Errorf("embedded hub: %w", err)
 	}
 	if h.dir != "" {
-		if err := writeEndpoints(h.dir, h.endpoints(o)); err != nil {
+		h.places = h.endpoints(o)
+		if err := writeEndpoints(h.dir, h.places); err != nil {
 			_ = hub.Close()
 			return nil, fmt.Errorf("embedded hub: %w", err)
 		}
@@ -211,6 +213,15 @@ func (h *embeddedHub) endpoints(o emulator.Options) endpoints {
 		AMQPS: h.AMQPAddr(), MQTTS: h.MQTTAddr(), HTTPS: h.HTTPAddr(), CAFile: h.CAFile(),
 		Hostname: hostname, PID: os.Getpid(),
 	}
+}
+
+// publish adds the base URL of the hub's pages to what is left in the data directory.
+func (h *embeddedHub) publish(url string) error {
+	if h.dir == "" {
+		return nil
+	}
+	h.places.HTTP = url
+	return writeEndpoints(h.dir, h.places)
 }
 
 func (h *embeddedHub) options() *app.EmbeddedHub {

@@ -12,6 +12,7 @@ import (
 
 	"downlink/bridge/app"
 	"downlink/bridge/emulator"
+	"downlink/bridge/emulator/inspect"
 )
 
 type hubFlags struct {
@@ -23,6 +24,7 @@ type hubFlags struct {
 	asJSON              bool
 	rules               hubRuleFlags
 	deviceSide          hubDeviceFlags
+	play                hubPlayFlags
 }
 
 func newHubCmd(s streams, logs *logFlags) *cobra.Command {
@@ -57,11 +59,12 @@ $XDG_STATE_HOME/downlink/hub, or ~/.local/state/downlink/hub.`,
 	fs.StringArrayVar(&f.devices, "device", nil, "device to create, repeatable")
 	fs.BoolVar(&f.anyDevice, "any-device", false, "create every device on its first use")
 	fs.StringArrayVar(&f.hostnames, "hostname", nil, "host name in the certificate, repeatable; the first stands in the connection strings (default localhost)")
-	fs.StringVar(&f.http, "http", "", `address of /livez, /readyz, /metrics and /status, or "off" (default 127.0.0.1:9466, or a free port if that is taken)`)
+	fs.StringVar(&f.http, "http", "", `address of /livez, /readyz, /metrics, /status, /inspect and /admin, or "off" (default 127.0.0.1:9466, or a free port if that is taken); who reaches it controls the hub`)
 	fs.BoolVar(&f.asJSON, "json", false, "print one JSON object when it is ready")
 	f.deviceSide.register(fs)
 	f.rules.register(fs)
-	cmd.AddCommand(newConnectionStringCmd(s))
+	f.play.register(fs)
+	cmd.AddCommand(newConnectionStringCmd(s), newHubListCmd(s), newHubShowCmd(s), newHubPurgeCmd(s))
 	return cmd
 }
 
@@ -88,6 +91,9 @@ func (f *hubFlags) run(ctx context.Context, s streams, log *slog.Logger) error {
 	if err := f.rules.apply(&o); err != nil {
 		return err
 	}
+	if err := f.play.apply(&o); err != nil {
+		return err
+	}
 	hub, err := openHub(o)
 	if err != nil {
 		return err
@@ -107,6 +113,9 @@ func (f *hubFlags) run(ctx context.Context, s streams, log *slog.Logger) error {
 	}
 	if ops != nil {
 		ready.HTTP = "http://" + ops.Addr()
+		if err := hub.publish(ready.HTTP); err != nil {
+			return err
+		}
 	}
 	if f.asJSON {
 		err = ready.writeJSON(s.out)
@@ -133,8 +142,10 @@ func (f *hubFlags) ops(hub *embeddedHub, log *slog.Logger) (*app.Ops, error) {
 		Ready:    func() error { return nil }, // it is, once its listeners are bound
 		Status:   func() any { return hub.status() },
 		Gatherer: registry,
+		Prefixes: inspect.Prefixes(),
 		Logger:   log,
 	}
+	o.Pages = inspect.New(inspect.Options{Hub: hub.Hub, Loopback: f.http == "" || isLoopback(f.http), Logger: log})
 	if f.http != "" {
 		return app.NewOps(o)
 	}

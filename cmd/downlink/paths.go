@@ -34,13 +34,14 @@ func hubStateDir() (string, error) {
 }
 
 // endpoints is what a running embedded hub leaves in its data directory, so that
-// send and listen find it on other ports too. It holds no secret.
+// send, listen and hub ls find it on other ports too. It holds no secret.
 type endpoints struct {
 	AMQPS    string `json:"amqps"`
 	MQTTS    string `json:"mqtts"`
 	HTTPS    string `json:"https"`
 	CAFile   string `json:"ca_file"`
 	Hostname string `json:"hostname"`
+	HTTP     string `json:"http,omitempty"` // base URL of its pages
 	PID      int    `json:"pid"`
 }
 
