@@ -34,7 +34,7 @@ import (
 // Redeliveries of H are not let out again, they only bring a new handle to
 // settle with. Redeliveries of S (an ack that got lost) are settled again.
 //
-// What the count cannot see is who settled. If someone else was pinned between, H may
+// What the count cannot see is what the stream dropped, hence doubt, and who settled. If someone else was pinned between, H may
 // hold messages that are not in P any more and make up for one that is missing.
 // So after a change of pin with a gap and a pause long enough for that, only what was
 // delivered again counts; and an owner that is told that it is not pinned
@@ -71,7 +71,8 @@ type held struct {
 
 	emitted  bool // let out
 	received bool // the engine has it
-	ours     bool // counted as pending for us at the server; progress acks keep it so
+	ours     bool // pending for us at the server: settling it is ours to do
+	counted  bool // surely still pending there; progress acks keep it so
 	gone     bool // its stream does not exist any more: settling does nothing
 	done     bool // settled
 }
@@ -137,6 +138,9 @@ func (b *barrier) arrive(a arrival, now time.Time) (*held, outcome) {
 		if pinned {
 			b.trust(contiguous || now.Sub(b.owned) < b.trustFor)
 		}
+		if !contiguous {
+			b.doubt()
+		}
 		b.start(now)
 	} else if b.on && b.since.IsZero() {
 		b.since = now
@@ -146,12 +150,12 @@ func (b *barrier) arrive(a arrival, now time.Time) (*held, outcome) {
 
 	if h := b.held[a.seq]; h != nil {
 		if h.stored == a.stored {
-			h.reply, h.ours = a.reply, true
+			h.reply, h.ours, h.counted = a.reply, true, true
 			return h, repeat
 		}
 		h.gone = true
 	}
-	h := &held{seq: a.seq, stored: a.stored, reply: a.reply, in: a.in, ours: true}
+	h := &held{seq: a.seq, stored: a.stored, reply: a.reply, in: a.in, ours: true, counted: true}
 	if b.settled.has(a.seq, a.stored) {
 		h.done = true
 		return h, again
@@ -167,7 +171,17 @@ func (b *barrier) arrive(a arrival, now time.Time) (*held, outcome) {
 // trust says whether what we hold still counts as pending for us.
 func (b *barrier) trust(yes bool) {
 	for _, h := range b.held {
-		h.ours = yes
+		h.ours, h.counted = yes, yes
+	}
+}
+
+// doubt is for a delivery that got lost. A stream that drops pending messages (max_msgs_per_subject,
+// a purge by subject) takes them out of the server's count and not out of our hands, where
+// they would make up for the lost one. So what we hold counts again when it is
+// delivered again, which takes no longer than the lost one does.
+func (b *barrier) doubt() {
+	for _, h := range b.held {
+		h.counted = false
 	}
 }
 
@@ -185,15 +199,19 @@ func (b *barrier) asking() (epoch uint64, ok bool) {
 
 // answer takes the server's position asked for in the given epoch and returns what is let out.
 func (b *barrier) answer(epoch uint64, p position) []*held {
-	if !b.on || epoch != b.epoch {
+	if epoch != b.epoch {
 		return nil
 	}
-	b.answered, b.latest = true, p
+	b.latest = p // also for a standby: where to begin if the consumer is deleted under it
+	if !b.on {
+		return nil
+	}
+	b.answered = true
 	n := 0
 	for seq, h := range b.held {
 		// Below the floor nothing is pending; above the last delivery it was delivered after the
 		// server counted. Neither may make up for a message that is missing.
-		if h.ours && seq > p.ackFloorStream && seq <= p.deliveredStream {
+		if h.ours && h.counted && seq > p.ackFloorStream && seq <= p.deliveredStream {
 			n++
 		}
 	}
@@ -277,7 +295,7 @@ func (b *barrier) letGo() {
 func (b *barrier) progress() []string {
 	replies := make([]string, 0, len(b.held))
 	for _, h := range b.held {
-		if h.ours {
+		if h.ours && h.counted {
 			replies = append(replies, h.reply)
 		}
 	}

@@ -78,6 +78,8 @@ func TestBarrierStartsAtAGap(t *testing.T) {
 	require.Equal(t, wait, outcomeOf(b, at(4, 4, "p"), t0))
 	require.Empty(t, b.answer(epoch, position{deliveredStream: 3, pending: 3}), "4 came after the server counted")
 	require.Equal(t, wait, outcomeOf(b, at(2, 5, "p"), t0))
+	require.Empty(t, b.answer(epoch, position{deliveredStream: 4, pending: 4}), "the stream may have dropped 1, and 4 be another's")
+	require.Equal(t, repeat, outcomeOf(b, at(1, 6, "p"), t0), "its progress acks stopped, so it comes again")
 	require.Equal(t, []uint64{2, 3, 4}, seqs(b.answer(epoch, position{deliveredStream: 4, pending: 4})))
 }
 
@@ -373,4 +375,28 @@ func TestBarrierModel(t *testing.T) {
 		require.Len(t, seen, total, "seed %d: all of them", seed)
 		require.True(t, slices.IsSorted(seen), "seed %d: %v", seed, seen)
 	}
+}
+
+// The server forgets pending messages that its limits remove (max_msgs_per_subject, max_msgs, max_age, a
+// purge by subject). What we hold of them must not make up for a delivery that got lost.
+func TestBarrierDoesNotCountWhatTheStreamRemoved(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{})
+	for i := uint64(1); i <= 5; i++ {
+		require.Equal(t, emit, outcomeOf(b, at(i, i, "p"), t0))
+	}
+	// 2, 3 and 4 are superseded. 6 is delivered and lost on the way.
+	require.Equal(t, wait, outcomeOf(b, at(7, 7, "p"), t0))
+	epoch, _ := b.asking()
+	require.Empty(t, b.answer(epoch, position{deliveredConsumer: 7, deliveredStream: 7, ackFloorStream: 0, pending: 4}), // 1, 5, 6, 7
+		"7 must not come out before 6")
+}
+
+// tick asks a standby's position every few seconds, so that a consumer deleted under it starts where its owner was.
+func TestBarrierStandbyKeepsUp(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{deliveredStream: 40, deliveredConsumer: 40, ackFloorStream: 40})
+	epoch, _ := b.asking()
+	b.answer(epoch, position{deliveredStream: 4000, deliveredConsumer: 4000, ackFloorStream: 4000})
+	require.EqualValues(t, 4001, b.resume())
 }

@@ -1,15 +1,120 @@
 package natsio
 
 import (
+	"context"
+	"encoding/json"
 	"strconv"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
 
 	"downlink/bridge"
 	"downlink/bridge/bridgetest"
 )
+
+func TestCoreSource(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	c := connectTo(t, n.URL())
+	s, err := NewCoreSource(CoreOptions{Conn: c, Queue: "downlink", Subjects: []string{"cmd.*.a", "cmd.x.*", "other.>"}})
+	require.NoError(t, err)
+	require.Equal(t, "core", s.Name())
+	run(t, s.Run)
+	becomesReady(t, s.Ready)
+	require.NoError(t, c.NATS().Flush())
+	nc := n.Conn(t)
+	for i, subject := range []string{"cmd.x.a", "cmd.y.z", "other.b", "cmd.x.b", "cmd.y.a"} {
+		require.NoError(t, nc.Publish(subject, []byte(strconv.Itoa(i))))
+	}
+	var got []string
+	for range 4 {
+		d, err := s.Receive(t.Context())
+		require.NoError(t, err)
+		got = append(got, d.Message().Subject)
+		require.Nil(t, d.Message().Header)
+		require.Zero(t, d.Message().Sequence)
+		_, isRequest := d.(bridge.Replier)
+		require.False(t, isRequest)
+		require.NoError(t, d.Ack(t.Context()))
+		require.NoError(t, d.Term(t.Context(), "x"))
+	}
+	require.Equal(t, []string{"cmd.x.a", "other.b", "cmd.x.b", "cmd.y.a"}, got, "each once, in order, and nothing else")
+
+	answers := make(chan *nats.Msg, 2)
+	for range 2 {
+		go func() {
+			m, err := nc.Request("cmd.x.a", nil, 10*time.Second)
+			if err == nil {
+				answers <- m
+			}
+		}()
+	}
+	receipts := []bridge.Receipt{{ID: "1", Status: "accepted", Subject: "cmd.x.a"}, {ID: "2", Status: "dead", Reason: "expired", Text: "late", Subject: "cmd.x.a"}}
+	for i := range 2 {
+		d, err := s.Receive(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, d.(bridge.Replier).Reply(t.Context(), receipts[:i+1]))
+		m := <-answers
+		if i == 0 {
+			require.Equal(t, "accepted", m.Header.Get("Downlink-Status"))
+			var r bridge.Receipt
+			require.NoError(t, json.Unmarshal(m.Data, &r))
+			require.Equal(t, receipts[0], r)
+		} else {
+			require.Equal(t, "dead", m.Header.Get("Downlink-Status"))
+			require.Equal(t, "expired", m.Header.Get("Downlink-Reason"))
+			var r []bridge.Receipt
+			require.NoError(t, json.Unmarshal(m.Data, &r))
+			require.Equal(t, receipts, r)
+		}
+	}
+}
+
+func TestCoreSourceCountsWhatItLoses(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	c := connectTo(t, n.URL())
+	s, err := NewCoreSource(CoreOptions{Conn: c, Queue: "downlink", Subjects: []string{"cmd.>"}, Pending: 10})
+	require.NoError(t, err)
+	run(t, s.Run)
+	becomesReady(t, s.Ready)
+	require.NoError(t, c.NATS().Flush())
+	nc := n.Conn(t)
+	for i := range 25 {
+		require.NoError(t, nc.Publish("cmd.x", []byte(strconv.Itoa(i))))
+	}
+	require.Eventually(t, func() bool { return s.Dropped() == 15 }, 10*time.Second, 10*time.Millisecond)
+	for i := range 10 {
+		d, err := s.Receive(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, strconv.Itoa(i), string(d.Message().Payload))
+	}
+	s.Drain()
+	require.NoError(t, c.NATS().Flush())
+	require.NoError(t, nc.Publish("cmd.x", nil))
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err = s.Receive(ctx)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+func TestCoreConflict(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "COMMANDS", "cmd.*.stored.>")
+	c := connectTo(t, n.URL())
+	for subject, want := range map[string]string{
+		"cmd.a.stored.x": "COMMANDS", "cmd.>": "COMMANDS", "cmd.a.*.x": "COMMANDS", "cmd.a.live": "", "other.>": "",
+	} {
+		got, err := CoreConflict(t.Context(), c, []string{"nothing", subject})
+		require.NoError(t, err)
+		require.Equal(t, want, got, subject)
+	}
+	plain := bridgetest.RunNATS(t, func(o *server.Options) { o.JetStream = false })
+	got, err := CoreConflict(t.Context(), connectTo(t, plain.URL()), []string{"cmd.>"})
+	require.NoError(t, err)
+	require.Empty(t, got)
+}
 
 // What the server has given to this process nobody else gets any more, so Finish must not lose it,
 // wherever on its way it is.

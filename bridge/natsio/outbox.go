@@ -326,26 +326,6 @@ func refused(err error) error {
 	return &bridge.Error{Class: bridge.Refused, Op: "publish", Err: err}
 }
 
-// shown names the servers for people, without credentials.
-func (o Options) shown() string {
-	if o.Context != "" {
-		return "context " + o.Context
-	}
-	s := ""
-	for _, u := range o.URLs {
-		if r := redact(u); r != "" {
-			if s != "" {
-				s += ", "
-			}
-			s += r
-		}
-	}
-	if s == "" {
-		return nats.DefaultURL
-	}
-	return s
-}
-
 func cmpErr(err, otherwise error) error {
 	if err != nil {
 		return err
