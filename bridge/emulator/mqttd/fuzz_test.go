@@ -22,6 +22,9 @@ func FuzzConnection(f *testing.F) {
 	f.Add(good.Bytes(), false)
 	f.Add([]byte{0x82, 37, 0, 1, 0, 33, 'd', 'e', 'v', 'i', 'c', 'e', 's', '/', 'd', '1', '/', 'm', 'e', 's', 's', 'a', 'g', 'e', 's', '/', 'd', 'e', 'v', 'i', 'c', 'e', 'b', 'o', 'u', 'n', 'd', '/', '#', 1, 0x40, 2, 0, 1, 0xe0, 0}, true)
 	f.Add([]byte("\x82\x1c\x00\x02\x00\x17$iothub/twin/res/#\x01\x32\x1f\x00\x18$iothub/twin/GET/?$rid=1"), true)
+	f.Add([]byte("\x82\x1c\x00\x02\x00\x17$iothub/twin/res/#\x01\x30\x37\x00\x2e$iothub/twin/PATCH/properties/reported/?$rid=1{\"a\":1}"), true)
+	f.Add([]byte("\x30\x29\x00\x25$iothub/methods/res/200/?$rid=1&x=%zz{}"), true)
+	f.Add([]byte("\x31\x2a\x00\x27devices/d1/messages/events/%24.mid=1&a=x"), true)
 	f.Add([]byte{0xc0, 0, 0xa2, 5, 0, 1, 0, 1, 'a', 0x30, 2, 0, 0}, true)
 	f.Add([]byte{0x10, 0xff, 0xff, 0xff, 0x7f}, false)
 	f.Fuzz(func(t *testing.T, b []byte, signedIn bool) {
