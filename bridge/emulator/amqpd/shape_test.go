@@ -188,3 +188,21 @@ func TestTokenExpiresOnRequest(t *testing.T) {
 		require.Equal(t, 90*time.Second, time.Since(start))
 	})
 }
+
+// A token that came by SASL PLAIN cannot be renewed, so the connection ends with it in both readings.
+func TestPlainTokenExpiryAlwaysCloses(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bubbled) {
+		b.allow("one minute", amqpd.Grant{Policy: "service", ServiceConnect: true, Expires: time.Now().Add(time.Minute)})
+		start := time.Now()
+		b.raw([]byte(amqpwire.HeaderSASL))
+		b.header(amqpwire.HeaderSASL)
+		expect[*amqpwire.SASLMechanisms](b.peer)
+		b.raw(amqpwire.AppendSASLFrame(nil, &amqpwire.SASLInit{Mechanism: "PLAIN", Response: []byte("\x00service@sas.root.hub\x00one minute")}))
+		outcome, _ := expect[*amqpwire.SASLOutcome](b.peer)
+		require.Equal(t, amqpwire.SASLOk, outcome.Code)
+		b.open()
+		c, _ := expect[*amqpwire.Close](b.peer)
+		require.EqualValues(t, "amqp:unauthorized-access", c.Error.Condition)
+		require.Equal(t, time.Minute, time.Since(start))
+	}, func(o *amqpd.Options) { o.Behaviour.DetachExpired = true })
+}
