@@ -237,9 +237,10 @@ func listen(name, address string) (net.Listener, error) {
 	case err == nil:
 		return l, nil
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("%s: %s is in use: stop what listens there, or take another address with --%s (port 0 takes a free one)", name, address, name)
+		return nil, fmt.Errorf("%s: %s is in use: stop what listens there, or take another address with --%s (port 0 takes a free one)%s", name, address, name, fixedPort(name, address))
 	case errors.Is(err, syscall.EACCES):
-		return nil, fmt.Errorf("%s: not allowed to listen on %s: take a port above 1023 with --%s", name, address, name)
+		return nil, fmt.Errorf("%s: not allowed to listen on %s: take a port above 1023 with --%s, or let this program have it (on Linux: "+
+			"sudo sysctl net.ipv4.ip_unprivileged_port_start=%s, or sudo setcap cap_net_bind_service=+ep on the binary)%s", name, address, name, portOf(address), fixedPort(name, address))
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return nil, fmt.Errorf("%s: %s is no address of this machine: take 127.0.0.1 or one of its own with --%s", name, address, name)
 	default:
@@ -250,6 +251,27 @@ func listen(name, address string) (net.Listener, error) {
 // ended passes the end of a message on to feedback.
 func (h *Hub) ended(o c2d.Outcome) {
 	h.feedback.Add(feedback.Record{MessageID: o.MessageID, Device: o.Device, Generation: o.Generation, Status: o.Status, At: o.At})
+}
+
+// fixedPort says what a port that could not be bound is needed for: those of the SDKs cannot be changed.
+func fixedPort(name, address string) string {
+	switch name + " " + portOf(address) {
+	case "https 443":
+		return "; the SDKs find REST and WebSocket at 443 alone"
+	case "amqps 5671":
+		return "; the SDKs find AMQP at 5671 alone"
+	case "mqtts 8883":
+		return "; the SDKs find MQTT at 8883 alone"
+	}
+	return ""
+}
+
+func portOf(address string) string {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return ""
+	}
+	return port
 }
 
 func (h *Hub) sweep(ctx context.Context) {
@@ -311,8 +333,11 @@ func (h *Hub) ConnectionString(policy string) (string, error) {
 }
 
 // DeviceConnectionString is the connection string of a device, registered or
-// not, with the key that the hub derives.
+// not: with the primary key that was set for it, else with the one that the hub derives.
 func (h *Hub) DeviceConnectionString(id string) (string, error) {
+	if d, err := h.store.Get(id); err == nil && d.Primary != nil {
+		return identity.KeyConnectionString(h.host, id, d.Primary)
+	}
 	return h.identity.DeviceConnectionString(h.host, id)
 }
 

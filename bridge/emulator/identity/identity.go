@@ -162,13 +162,18 @@ func (i *Identity) ServiceConnectionString(host, policy string) (string, error) 
 }
 
 // DeviceConnectionString is the connection string of a device, registered or
-// not, for the hub under that host name.
+// not, for the hub under that host name, with the key that is derived for it.
 func (i *Identity) DeviceConnectionString(host, id string) (string, error) {
+	primary, _ := i.DeviceKeys(id)
+	return KeyConnectionString(host, id, primary)
+}
+
+// KeyConnectionString is the connection string of a device that has a key of its own.
+func KeyConnectionString(host, id string, key []byte) (string, error) {
 	if id == "" || strings.ContainsAny(id, ";/\x00") {
 		return "", fmt.Errorf("identity: device ID %q cannot stand in a connection string", id)
 	}
-	primary, _ := i.DeviceKeys(id)
-	return checked(sas.ConnectionString{HostName: host, DeviceID: id, Key: primary})
+	return checked(sas.ConnectionString{HostName: host, DeviceID: id, Key: key})
 }
 
 // checked refuses what its reader would refuse, such as a host name with a port.
