@@ -111,11 +111,10 @@ func local(err error) (*bridge.Error, bool) {
 		return nil, false
 	}
 	return &bridge.Error{
-		Class:     bridge.Refused,
-		Op:        "send",
-		Condition: string(e.Condition),
-		Reason:    mapping.ReasonTooLarge,
-		Err:       fmt.Errorf("larger than the hub's link takes: %s", e.Description),
+		Class:  bridge.Refused,
+		Op:     "send",
+		Reason: mapping.ReasonTooLarge, // and no condition: the hub has not said anything
+		Err:    fmt.Errorf("larger than the hub's link takes: %s", e.Description),
 	}, true
 }
 
