@@ -34,13 +34,14 @@ import (
 // Redeliveries of H are not let out again, they only bring a new handle to
 // settle with. Redeliveries of S (an ack that got lost) are settled again.
 //
-// What the count cannot see is what the stream dropped, hence doubt, and who settled. If someone else was pinned between, H may
-// hold messages that are not in P any more and make up for one that is missing.
-// So after a change of pin with a gap and a pause long enough for that, only what was
-// delivered again counts; and an owner that is told that it is not pinned
-// any more settles nothing of what it holds. What is left is a former
-// owner that stalled for the whole pinnedTTL and settles in the moment between
-// waking up and being told, while a delivery to the new one is lost.
+// The count cannot see two things. One is what the stream dropped while we hold
+// it, which would make up for a delivery that is missing; see doubt. The other is
+// who settled: if someone else was pinned between, H may hold messages that are
+// not in P any more. So after a change of pin with a gap and a pause long enough
+// for that, only what was delivered again counts; and an owner that is told that
+// it is not pinned any more settles nothing of what it holds. What is left is a
+// former owner that stalled for the whole pinnedTTL and settles in the moment
+// between waking up and being told, while a delivery to the new one is lost.
 //
 // barrier is pure: no clock, no locks, no I/O.
 type barrier struct {

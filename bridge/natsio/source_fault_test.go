@@ -192,8 +192,8 @@ func TestSourceConsumerStateLost(t *testing.T) {
 	for _, d := range open[:10] {
 		require.NoError(t, d.Ack(t.Context()))
 	}
-	n.Stop() // in order: the notes are written
 	notes := filepath.Join(n.Server().StoreDir(), "$G", "streams", "S", "obs", "downlink-test")
+	n.Stop() // in order: the notes are written
 	old := t.TempDir()
 	require.NoError(t, os.CopyFS(old, os.DirFS(notes)))
 	n.Start(t)
