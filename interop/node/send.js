@@ -1,24 +1,29 @@
-// Sends one C2D message with azure-iothub over AMQP: send.js DEVICE BODY MESSAGE_ID [ws].
-// A refusal is printed with the SDK's error class and exits 3.
+// Sends C2D messages with azure-iothub: send.js DEVICE amqp|ws.
 'use strict';
-const { Client, AmqpWs, Amqp } = require('azure-iothub');
+const { Client, Amqp, AmqpWs } = require('azure-iothub');
 const { Message } = require('azure-iot-common');
+const { messages, refused, limit } = require('./message');
 
-const [device, body, messageId, transport] = process.argv.slice(2);
-const client = Client.fromConnectionString(process.env.SERVICE_CONNECTION_STRING, transport === 'ws' ? AmqpWs : Amqp);
-const message = new Message(body);
-message.messageId = messageId;
-message.correlationId = 'cor-' + messageId;
-message.contentType = 'application/json';
-message.contentEncoding = 'utf-8';
-message.expiryTimeUtc = Date.now() + 600_000;
-message.ack = 'full';
-message.properties.add('verb', 'reboot');
-message.properties.add('odd', 'a=b&c d/e%f+g');
-message.properties.add('unicode', 'grün');
+const [device, transport] = process.argv.slice(2);
+limit(50, 'not sent');
 
-client.open()
-  .then(() => client.send(device, message))
-  .then(() => { console.log('accepted', messageId); return client.close(); })
-  .then(() => process.exit(0))
-  .catch((err) => { console.log('refused', err.name, err.message); process.exit(3); });
+async function main() {
+  const client = Client.fromConnectionString(process.env.SERVICE_CONNECTION_STRING, transport === 'ws' ? AmqpWs : Amqp);
+  await client.open();
+  for (const m of messages()) {
+    const message = new Message(Buffer.from(m.body, 'base64'));
+    if (m.id !== null) message.messageId = m.id;
+    if (m.correlation_id !== null) message.correlationId = m.correlation_id;
+    if (m.user_id !== null) message.userId = m.user_id; // the SDK takes it and does not send it
+    if (m.content_type !== null) message.contentType = m.content_type;
+    if (m.content_encoding !== null) message.contentEncoding = m.content_encoding;
+    if (m.expires !== null) message.expiryTimeUtc = m.expires;
+    if (m.ack !== null) message.ack = m.ack;
+    for (const [name, value] of Object.entries(m.properties)) message.properties.add(name, value);
+    const result = await client.send(device, message);
+    console.log('accepted', m.id, result.result.constructor.name);
+  }
+  await client.close();
+  process.exit(0);
+}
+main().catch(refused);

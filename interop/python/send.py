@@ -1,34 +1,30 @@
-"""Sends one C2D message with azure-iot-hub over AMQP: send.py DEVICE BODY MESSAGE_ID.
+"""Sends C2D messages with azure-iot-hub: send.py DEVICE amqp|ws.
 
-The message carries every property that the SDK lets a caller set. An outcome
-other than accepted is printed as `refused` and exits 3.
+Each message carries every property that the SDK lets a caller set.
 """
 import os
 import sys
-import time
 
 from azure.iot.hub import IoTHubRegistryManager
+from uamqp import TransportType
 
-device, body, message_id = sys.argv[1:4]
-manager = IoTHubRegistryManager.from_connection_string(os.environ["SERVICE_CONNECTION_STRING"])
-try:
-    manager.send_c2d_message(
-        device,
-        body,
-        {
-            "messageId": message_id,
-            "correlationId": "cor-" + message_id,
-            "contentType": "application/json",
-            "contentEncoding": "utf-8",
-            "expiryTimeUtc": int((time.time() + 600) * 1000),
-            "iothub-ack": "full",
-            "verb": "reboot",
-            "odd": "a=b&c d/e%f+g",
-            "unicode": "grün",
-            "empty": "",
-        },
-    )
-except Exception as e:  # the SDK raises a bare Exception for every refusal
-    print("refused", e)
-    sys.exit(3)
-print("accepted", message_id)
+from message import body, messages, refused
+
+device, transport = sys.argv[1:3]
+over = {"amqp": TransportType.Amqp, "ws": TransportType.AmqpOverWebsocket}[transport]
+manager = IoTHubRegistryManager.from_connection_string(os.environ["SERVICE_CONNECTION_STRING"], transport_type=over)
+for m in messages():
+    properties = {
+        "messageId": m["id"],
+        "correlationId": m["correlation_id"],
+        "contentType": m["content_type"],
+        "contentEncoding": m["content_encoding"],
+        "expiryTimeUtc": m["expires"],
+        "iothub-ack": m["ack"],
+    }
+    properties = {k: v for k, v in properties.items() if v is not None} | m["properties"]
+    try:
+        manager.send_c2d_message(device, body(m), properties)
+    except Exception as e:  # the SDK raises a bare Exception for every refusal
+        refused(e)
+    print("accepted", m["id"])
