@@ -64,7 +64,7 @@ func TestHubReady(t *testing.T) {
 
 func TestHubText(t *testing.T) {
 	dir := t.TempDir()
-	s := start(t, "hub", "--data-dir", dir, "--amqps", "127.0.0.1:0", "--mqtts", "127.0.0.1:0", "--https", "127.0.0.1:0", "--device", "d1", "--http", "off")
+	s := start(t, "hub", "--data-dir", dir, "--amqps", "127.0.0.1:0", "--mqtts", "127.0.0.1:0", "--https", "127.0.0.1:0", "--device", "d1", "--http", "127.0.0.1:0")
 	s.line(t, "the SDKs do not.")
 	text := s.out.String()
 	service := strings.TrimSpace(cli(t, "hub", "connection-string", "--data-dir", dir, "service").stdout)
@@ -73,6 +73,7 @@ func TestHubText(t *testing.T) {
 		"export SSL_CERT_FILE=" + filepath.Join(dir, "ca-bundle.pem") + " REQUESTS_CA_BUNDLE=",
 		"export NODE_EXTRA_CA_CERTS=" + filepath.Join(dir, "ca.pem"),
 		"export IOTHUB_CONNECTION_STRING='" + service + "'", "GatewayHostName=localhost", "amqp_address",
+		"/inspect", "downlink hub ls --data-dir " + dir,
 	} {
 		require.Contains(t, text, want)
 	}

@@ -59,7 +59,8 @@ func (r *hubReady) writeText(w io.Writer) error {
 	p("  CA     %s", r.CAFile)
 	p("  bundle %s (the system's CAs and this one)", r.CABundleFile)
 	if r.HTTP != "" {
-		p("  health %s/readyz", r.HTTP)
+		p("  pages  %s/readyz, %s/inspect", r.HTTP, r.HTTP)
+		p("  look   downlink hub ls --data-dir %s", shellQuote(r.DataDir))
 	}
 	p("")
 	p("Connection strings")
