@@ -22,6 +22,7 @@ type hubFlags struct {
 	anyDevice           bool
 	http                string
 	asJSON              bool
+	stringsDir          string
 	rules               hubRuleFlags
 	deviceSide          hubDeviceFlags
 	play                hubPlayFlags
@@ -61,6 +62,7 @@ $XDG_STATE_HOME/downlink/hub, or ~/.local/state/downlink/hub.`,
 	fs.StringArrayVar(&f.hostnames, "hostname", nil, "host name in the certificate, repeatable; the first stands in the connection strings (default localhost)")
 	fs.StringVar(&f.http, "http", "", `address of /livez, /readyz, /metrics, /status, /inspect and /admin, or "off" (default 127.0.0.1:9466, or a free port if that is taken); who reaches it controls the hub`)
 	fs.BoolVar(&f.asJSON, "json", false, "print one JSON object when it is ready")
+	fs.StringVar(&f.stringsDir, "connection-strings", "", "directory for a file with the connection string of each policy (service, iothubowner, …) and of each --device (device-ID)")
 	f.deviceSide.register(fs)
 	f.rules.register(fs)
 	f.play.register(fs)
@@ -99,6 +101,9 @@ func (f *hubFlags) run(ctx context.Context, s streams, log *slog.Logger) error {
 		return err
 	}
 	defer hub.close(log)
+	if err := writeConnectionStrings(hub, f.stringsDir, f.devices); err != nil {
+		return err
+	}
 	ops, err := f.ops(hub, log)
 	if err != nil {
 		return err

@@ -79,6 +79,7 @@ Then:         downlink init downlink.yaml
 		newListenCmd(s, logs),
 		newPubCmd(s, logs),
 		newSubCmd(s, logs),
+		newReadyCmd(s),
 		newVersionCmd(s),
 	)
 	started = &atomic.Bool{}
