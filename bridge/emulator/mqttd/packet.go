@@ -52,11 +52,26 @@ func readPacket(r *bufio.Reader) (packets.ControlPacket, error) {
 	if header.RemainingLength > limit {
 		return nil, violation("%s of %d bytes", packets.PacketNames[header.MessageType], header.RemainingLength)
 	}
-	body := make([]byte, header.RemainingLength)
-	if _, err := io.ReadFull(r, body); err != nil {
+	body, err := readBody(r, header.RemainingLength)
+	if err != nil {
 		return nil, unexpected(err)
 	}
 	return decode(header, body)
+}
+
+// readBody reads n bytes. Of many it allocates only what has come: a peer that
+// announces a long packet and does not send it costs nothing.
+func readBody(r io.Reader, n int) ([]byte, error) {
+	const trusted = 4096
+	if n <= trusted {
+		body := make([]byte, n)
+		_, err := io.ReadFull(r, body)
+		return body, err
+	}
+	var b bytes.Buffer
+	b.Grow(trusted)
+	_, err := io.CopyN(&b, r, int64(n))
+	return b.Bytes(), err
 }
 
 // frameLimit checks the flags that MQTT 3.1.1 §2.2.2 fixes and bounds the length.
