@@ -26,7 +26,7 @@ func order(d *device, id, kind, delay, duration string) mqtt.Token {
 	return d.Publish(topic, 1, false, "x")
 }
 
-func isGone(h *emulator.Hub, id string) func() bool {
+func isGone(h *emulator.Hub) func() bool {
 	return func() bool { return len(h.Connections()) == 0 }
 }
 
@@ -88,7 +88,7 @@ func TestOrdersWithoutPuback(t *testing.T) {
 	h := runHub(t, emulator.Options{Devices: []string{"d1"}, MQTT: mqttd.Behaviour{OrderUnacknowledged: true}})
 	d := connected(t, h, "d1")
 	ordered := order(d, "d1", fault.KillTCP, "0.05", "")
-	require.Eventually(t, isGone(h, "d1"), wait, tick)
+	require.Eventually(t, isGone(h), wait, tick)
 	select {
 	case <-ordered.Done():
 		require.Error(t, ordered.Error())
@@ -127,7 +127,7 @@ func TestTokensThatAreTakenExpireSoon(t *testing.T) {
 	h := runHub(t, emulator.Options{Devices: []string{"d1"}})
 	h.Faults().Script(fault.Rule{Point: fault.MQTTConnect, Times: 1, Action: fault.Action{Kind: fault.Expire, Delay: 50 * time.Millisecond}})
 	connected(t, h, "d1")
-	require.Eventually(t, isGone(h, "d1"), wait, tick)
+	require.Eventually(t, isGone(h), wait, tick)
 	connected(t, h, "d1")
 }
 
@@ -150,7 +150,7 @@ func TestTelemetryFaults(t *testing.T) {
 	require.Eventually(t, func() bool { return len(h.Telemetry().Read(telemetry.Query{})) == 2 }, wait, tick)
 	script("telemetry=drop")
 	d.Publish(topic, 1, false, "lost")
-	require.Eventually(t, isGone(h, "d1"), wait, tick)
+	require.Eventually(t, isGone(h), wait, tick)
 	require.Len(t, h.Telemetry().Read(telemetry.Query{}), 2)
 }
 

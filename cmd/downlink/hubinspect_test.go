@@ -47,6 +47,8 @@ func TestHubInspect(t *testing.T) {
 	require.Equal(t, exitUsage, cli(t, "hub", "purge", "--data-dir", dir).code)
 	require.Equal(t, exitUsage, cli(t, "hub", "ls", "--limit", "0").code)
 
+	require.Contains(t, get(t, r.HTTP+"/metrics"), "downlink_embedded_hub_connected_devices 1")
+
 	// The documented pages, as a test in any language asks them.
 	require.Contains(t, get(t, r.HTTP+"/inspect/devices/pump-1"), `"deviceId": "pump-1"`)
 	res, err := http.Post(r.HTTP+"/admin/faults", "text/plain", strings.NewReader("transfer=drop")) //nolint:noctx // a test against our own page

@@ -27,12 +27,10 @@ func (h *embeddedHub) status() hubStatus {
 		Version: buildVersion().Version, AMQPS: h.AMQPAddr(), MQTTS: h.MQTTAddr(), HTTPS: h.HTTPAddr(),
 		UnknownSends: h.UnknownSends(), Devices: make(map[string]hubDeviceStatus),
 	}
-	connected := make(map[string]bool)
-	for _, c := range h.Connections() {
-		connected[c.Device] = true
-	}
 	for _, id := range h.Devices() {
-		s.Devices[id] = hubDeviceStatus{Connected: connected[id], Pending: len(h.Queue(id)), Counts: h.Counts(id)}
+		if d, err := h.Device(id); err == nil { // else deleted meanwhile
+			s.Devices[id] = hubDeviceStatus{Connected: d.Connected, Pending: d.Pending, Counts: h.Counts(id)}
+		}
 	}
 	return s
 }
@@ -54,7 +52,7 @@ func newHubCollector(h *embeddedHub) *hubCollector {
 		hub:       h,
 		messages:  desc("messages_total", "Cloud-to-device messages by what happened to them.", "event"),
 		devices:   desc("devices", "Registered devices."),
-		connected: desc("connected_devices", "Devices connected over MQTT."),
+		connected: desc("connected_devices", "Devices connected, virtual ones included."),
 		pending:   desc("pending_messages", "Messages in all device queues."),
 	}
 }
@@ -95,6 +93,7 @@ func (c *hubCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(c.messages, prometheus.CounterValue, float64(m.n), m.event)
 	}
 	ch <- prometheus.MustNewConstMetric(c.devices, prometheus.GaugeValue, float64(len(ids)))
-	ch <- prometheus.MustNewConstMetric(c.connected, prometheus.GaugeValue, float64(len(c.hub.Connections())))
+	_, _, connected := c.hub.Statistics()
+	ch <- prometheus.MustNewConstMetric(c.connected, prometheus.GaugeValue, float64(connected))
 	ch <- prometheus.MustNewConstMetric(c.pending, prometheus.GaugeValue, float64(pending))
 }
