@@ -76,6 +76,7 @@ Then:         downlink init downlink.yaml
 		newRelayCmd(s, logs),
 		newHubCmd(s, logs),
 		newSendCmd(s, logs),
+		newBenchCmd(s),
 		newListenCmd(s, logs),
 		newPubCmd(s, logs),
 		newSubCmd(s, logs),
