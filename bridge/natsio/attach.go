@@ -205,10 +205,16 @@ func (a *attachment) position(ctx context.Context) (position, error) {
 }
 
 func positionOf(ci *jetstream.ConsumerInfo) position {
-	return position{
+	p := position{
 		deliveredConsumer: ci.Delivered.Consumer, deliveredStream: ci.Delivered.Stream,
 		ackFloorStream: ci.AckFloor.Stream, pending: ci.NumAckPending,
 	}
+	for _, g := range ci.PriorityGroups {
+		if g.Group == pinnedGroup {
+			p.pin = g.PinnedClientID
+		}
+	}
+	return p
 }
 
 func sameSet(a, b []string) bool {

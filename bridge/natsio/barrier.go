@@ -92,7 +92,8 @@ type arrival struct {
 type position struct {
 	deliveredConsumer, deliveredStream uint64
 	ackFloorStream                     uint64
-	pending                            int // NumAckPending
+	pending                            int    // NumAckPending
+	pin                                string // who is pinned; "": nobody at the moment
 }
 
 // outcome is what to do with an arrival.
@@ -204,8 +205,8 @@ func (b *barrier) answer(epoch uint64, p position) []*held {
 		return nil
 	}
 	b.latest = p // also for a standby: where to begin if the consumer is deleted under it
-	if !b.on {
-		return nil
+	if !b.on || p.pin != "" && p.pin != b.pin {
+		return nil // somebody else's by now: we are about to be told so
 	}
 	b.answered = true
 	n := 0

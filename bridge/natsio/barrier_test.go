@@ -90,6 +90,15 @@ func TestBarrierStartsWhenNumbersGoBack(t *testing.T) {
 	require.Equal(t, wait, outcomeOf(b, at(11, 1, "p"), t0))
 }
 
+func TestBarrierIgnoresThePositionOfAnotherOwner(t *testing.T) {
+	b := newBarrier(realTiming(), 16)
+	b.attach(position{})
+	require.Equal(t, wait, outcomeOf(b, at(2, 2, "p"), t0))
+	epoch, _ := b.asking()
+	require.Empty(t, b.answer(epoch, position{deliveredStream: 2, pending: 1, pin: "q"}))
+	require.Len(t, b.answer(epoch, position{deliveredStream: 2, pending: 1, pin: "p"}), 1)
+}
+
 func TestBarrierIgnoresAnOldAnswer(t *testing.T) {
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{})
@@ -248,7 +257,7 @@ func (m *consumerModel) position() position {
 	for seq := range m.pending {
 		floor = min(floor, seq-1)
 	}
-	return position{deliveredConsumer: m.delivered, deliveredStream: m.next - 1, ackFloorStream: floor, pending: len(m.pending)}
+	return position{deliveredConsumer: m.delivered, deliveredStream: m.next - 1, ackFloorStream: floor, pending: len(m.pending), pin: m.pin}
 }
 
 // event is what the server sends to an owner.
@@ -284,7 +293,14 @@ func TestBarrierModel(t *testing.T) {
 		now := t0
 		var seen []uint64
 		var acks []uint64 // on their way to the server
+		land := func() {
+			for _, seq := range acks {
+				delete(m.pending, seq)
+			}
+			acks = nil
+		}
 		newPin := func(to int, after time.Duration) {
+			land() // long before a pin or an AckWait is over
 			pinned, now = to, now.Add(after)
 			pins++
 			m.pin = strconv.Itoa(pins)
@@ -331,10 +347,7 @@ func TestBarrierModel(t *testing.T) {
 					o.out = slices.Delete(o.out, k, k+1)
 				}
 			case p < 67: // acks reach the server
-				for _, seq := range acks {
-					delete(m.pending, seq)
-				}
-				acks = nil
+				land()
 			case p < 75: // an AckWait is over of what nobody keeps alive
 				var keys []uint64
 				for _, seq := range slices.Sorted(maps.Keys(m.pending)) {
@@ -369,6 +382,7 @@ func TestBarrierModel(t *testing.T) {
 				owners[pinned] = newOwnerModel(m)
 				newPin(1-pinned, 11*time.Second)
 			case p < 98 && lossy: // a standby crashes and comes back
+				land()
 				owners[1-pinned] = newOwnerModel(m)
 			}
 		}
