@@ -47,6 +47,14 @@ FEEDBACK = {
     "proton-amqp": (["independent", "proton/feedback.py"], []),
 }
 
+# A device that answers methods and takes desired properties, and the service that asks.
+CALLS = {
+    ("python", "python-mqtt"): (["python", "python/call.py"], ["python", "python/serve.py", "mqtt"]),
+    ("node", "python-ws"): (["node", "node/call.js"], ["python", "python/serve.py", "ws"]),
+    ("node", "node-mqtt"): (["node", "node/call.js"], ["node", "node/serve.js", "mqtt"]),
+    ("python", "node-ws"): (["python", "python/call.py"], ["node", "node/serve.js", "ws"]),
+}
+
 PAIRS = [
     ("python-amqp", "python-mqtt"), ("python-amqp", "python-mqtt-call"), ("python-amqp", "node-mqtt"), ("python-amqp", "mosquitto-mqtt"),
     ("python-ws", "python-ws"), ("python-ws", "python-ws-call"), ("python-ws", "node-ws"),
@@ -68,6 +76,7 @@ REFUSALS = {
     "too-large": {"python-amqp": "Exception", "node-amqp": "MessageTooLargeError", "rhea-amqp": "amqp:link:message-size-exceeded", "proton-amqp": "amqp:link:message-size-exceeded"},
     "already-expired": {"python-amqp": "Exception", "node-amqp": "ArgumentError", "rhea-amqp": "com.microsoft:argument-error", "proton-amqp": "com.microsoft:argument-error"},
     "wrong-key": {"python-amqp": "AuthenticationException", "node-amqp": "UnauthorizedError", "rhea-amqp": "cbs:401", "proton-amqp": "cbs:401"},
+    "throttled": {"node-amqp": "ThrottlingError", "rhea-amqp": "com.microsoft:device-container-throttled", "proton-amqp": "com.microsoft:device-container-throttled"},
     "no-right": {"node-amqp": "UnauthorizedError", "rhea-amqp": "amqp:unauthorized-access", "proton-amqp": "amqp:unauthorized-access"},
 }
 LOGIN_REFUSALS = {"python-mqtt": "CredentialError", "python-ws": "CredentialError", "node-mqtt": "UnauthorizedError", "node-ws": "UnauthorizedError", "paho-mqtt": "Not authorized", "mosquitto-mqtt": "not authorised"}

@@ -140,6 +140,12 @@ class Driver:
         with urllib.request.urlopen(self.ready["http"] + path, timeout=10) as r:
             return json.load(r)
 
+    def admin(self, method, path, document):
+        """Has the hub misbehave."""
+        request = urllib.request.Request(self.ready["http"] + path, json.dumps(document).encode(), {"Content-Type": "application/json"}, method=method)
+        with urllib.request.urlopen(request, timeout=10) as r:
+            r.read()
+
     def case(self, name, run):
         self.running, start = [], time.monotonic()
         try:
@@ -184,6 +190,9 @@ def refuses(d, sender, what, want):
         env["SERVICE_CONNECTION_STRING"] = re.sub(r"SharedAccessKey=[^;]*", "SharedAccessKey=" + "A" * 43 + "=", d.env["SERVICE_CONNECTION_STRING"])
     if what == "no-right":
         env["SERVICE_CONNECTION_STRING"] = d.env["REGISTRY_READ_CONNECTION_STRING"]
+    if what == "throttled":
+        env["RETRY"] = "none"  # Node's SDK would try again for minutes
+        d.admin("POST", "/admin/faults", {"point": "transfer", "kind": "throttle", "device": device})
     d.send(sender, device, cases.refused_messages(what), code=3, **env).says(f"refused {want} ")
 
 
@@ -220,13 +229,23 @@ def reports(d, name, device):
     """Telemetry is readable through the hub's inspection; twin and methods are answered."""
     message_id = "t-" + uuid.uuid4().hex[:8]
     d.program(cases.DEVICES[name], DEVICE_CONNECTION_STRING=d.device(device), TELEMETRY_ID=message_id).ends()
-    seen = d.inspect(f"/inspect/devices/{device}/telemetry")
-    found = [m for m in seen["messages"] if m.get("message_id") == message_id]
-    if len(found) != 1:
-        raise Wrong(f"the hub's telemetry lacks {message_id}: {seen}")
-    m = found[0]
-    if m["properties"] != {"alert": "a=b&c d/e"} or json.loads(m["body"])["place"] != "Köln" or m["correlation_id"] != "c-1":
-        raise Wrong(f"the hub's telemetry differs: {m}")
+    seen = d.inspect(f"/inspect/telemetry?device={device}&wait=10s")["messages"]
+    if len(seen) != 1:
+        raise Wrong(f"the hub has {len(seen)} telemetry messages of the device: {seen}")
+    got, system = seen[0], seen[0]["systemProperties"]
+    want = {"message-id": message_id, "correlation-id": "c-1", "content-type": "application/json", "content-encoding": "utf-8"}
+    if any(system.get(k) != v for k, v in want.items()) or got["properties"] != {"alert": "a=b&c d/e"}:
+        raise Wrong(f"the hub's telemetry differs: {got}")
+    if json.loads(got["body"]) != {"temperature": 21.5, "place": "Köln"}:
+        raise Wrong(f"the telemetry's body differs: {got}")
+
+
+def calls(d, service, serving, device):
+    """A service changes a twin and calls a method, and the device gets both."""
+    s = d.program(serving, DEVICE_CONNECTION_STRING=d.device(device))
+    s.says("connected")
+    d.program(service, device).ends()
+    s.ends()
 
 
 DOCS = {"python": ("python", "test_pump.py", "-m unittest"), "node": ("js", "pump.test.js", "--test")}
@@ -274,6 +293,8 @@ def everything(d):
         all_cases[f"feedback.{k}"] = lambda name, k=k: feeds_back(d, k, name)
     for k in cases.DEVICES:
         all_cases[f"device.{k}"] = lambda name, k=k: reports(d, k, name)
+    for (s, r), (service, serving) in cases.CALLS.items():
+        all_cases[f"call.{s}.{r}"] = lambda name, service=service, serving=serving: calls(d, service, serving, name)
     for k, file in (("python", "python/registry.py"), ("node", "node/registry.js")):
         all_cases[f"registry.{k}"] = lambda name, k=k, file=file: d.program([k, file]).ends()
     return all_cases

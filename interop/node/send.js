@@ -1,7 +1,7 @@
 // Sends C2D messages with azure-iothub: send.js DEVICE amqp|ws.
 'use strict';
 const { Client, Amqp, AmqpWs } = require('azure-iothub');
-const { Message } = require('azure-iot-common');
+const { Message, NoRetry } = require('azure-iot-common');
 const { messages, refused, limit } = require('./message');
 
 const [device, transport] = process.argv.slice(2);
@@ -9,6 +9,7 @@ limit(50, 'not sent');
 
 async function main() {
   const client = Client.fromConnectionString(process.env.SERVICE_CONNECTION_STRING, transport === 'ws' ? AmqpWs : Amqp);
+  if (process.env.RETRY === 'none') client.setRetryPolicy(new NoRetry());
   await client.open();
   for (const m of messages()) {
     const message = new Message(Buffer.from(m.body, 'base64'));
