@@ -13,7 +13,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"downlink/bridge/app"
 	"downlink/bridge/bridgetest"
@@ -21,7 +20,7 @@ import (
 	"downlink/bridge/emulator/fault"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { bridgetest.VerifyTestMain(m) }
 
 const deadline = 30 * time.Second
 

@@ -5,13 +5,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"downlink/bridge"
+	"downlink/bridge/bridgetest"
 	"downlink/mapping"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { bridgetest.VerifyTestMain(m) }
 
 // run runs a part until the test ends, and waits for it.
 func run(t testing.TB, part func(context.Context) error) (stop func()) {

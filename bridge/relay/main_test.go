@@ -3,7 +3,7 @@ package relay_test
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"downlink/bridge/bridgetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { bridgetest.VerifyTestMain(m) }
