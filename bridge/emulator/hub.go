@@ -242,11 +242,17 @@ func listen(name, address string) (net.Listener, error) {
 		return nil, fmt.Errorf("%s: not allowed to listen on %s: take a port above 1023 with --%s, or let this program have it (on Linux: "+
 			"sudo sysctl net.ipv4.ip_unprivileged_port_start=%s, or sudo setcap cap_net_bind_service=+ep on the binary)%s", name, address, name, portOf(address), fixedPort(name, address))
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return nil, fmt.Errorf("%s: %s is no address of this machine: take 127.0.0.1 or one of its own with --%s", name, address, name)
+		return nil, &AddressError{fmt.Sprintf("%s: %s is no address of this machine: take 127.0.0.1 or one of its own with --%s", name, address, name)}
 	default:
-		return nil, fmt.Errorf("%s: cannot listen on %q: %v: write HOST:PORT, such as 127.0.0.1:0, with --%s", name, address, strings.TrimPrefix(err.Error(), "listen tcp: "), name)
+		return nil, &AddressError{fmt.Sprintf("%s: cannot listen on %q: %v: write HOST:PORT, such as 127.0.0.1:0, with --%s", name, address, strings.TrimPrefix(err.Error(), "listen tcp: "), name)}
 	}
 }
+
+// AddressError is an address in Options that no process could listen on here,
+// unlike one that is merely in use.
+type AddressError struct{ text string }
+
+func (e *AddressError) Error() string { return e.text }
 
 // ended passes the end of a message on to feedback.
 func (h *Hub) ended(o c2d.Outcome) {

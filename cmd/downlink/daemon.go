@@ -180,6 +180,10 @@ func openHub(o emulator.Options) (*embeddedHub, error) {
 	if errors.As(err, &refusal) {
 		return nil, usagef("embedded %w", err) // a device ID that no hub takes
 	}
+	var address *emulator.AddressError
+	if errors.As(err, &address) {
+		return nil, usagef("embedded %w", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("embedded %w", err)
 	}

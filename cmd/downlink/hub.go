@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"net"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -74,9 +72,15 @@ func (f *hubFlags) run(ctx context.Context, s streams, log *slog.Logger) error {
 	if len(f.hostnames) == 0 {
 		f.hostnames = []string{"localhost"}
 	}
+	if err := checkHostnames(f.hostnames); err != nil {
+		return err
+	}
 	for _, a := range []struct{ flag, addr string }{{"amqps", f.amqps}, {"mqtts", f.mqtts}, {"https", f.https}, {"http", f.http}} {
-		if _, _, err := net.SplitHostPort(a.addr); err != nil && (a.flag != "http" || a.addr != "off" && a.addr != "") {
-			return usagef("--%s: %q is not host:port, such as 127.0.0.1:0", a.flag, a.addr)
+		if a.flag == "http" && (a.addr == "off" || a.addr == "") {
+			continue
+		}
+		if err := checkListen("--"+a.flag, a.addr); err != nil {
+			return err
 		}
 	}
 	dir, err := dataDir(f.dataDir)
@@ -170,59 +174,4 @@ func dataDir(given string) (string, error) {
 		return given, nil
 	}
 	return hubStateDir()
-}
-
-func newConnectionStringCmd(s streams) *cobra.Command {
-	var dir, hostname string
-	cmd := &cobra.Command{
-		Use:   "connection-string POLICY | connection-string device ID",
-		Short: "Print one connection string of the embedded hub, and nothing else",
-		Long: `Print one connection string of the embedded hub with this data directory, and
-nothing else: of a policy (service, iothubowner, device, registryRead,
-registryReadWrite), or of a device. The hub need not run; a directory without
-keys gets them.`,
-		Example: `  downlink hub connection-string service > hub-service
-  downlink hub connection-string --data-dir ./hub device berlin-pump7 > hub-device`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			switch {
-			case len(args) == 2 && args[0] == "device":
-				return nil
-			case len(args) == 2:
-				return fmt.Errorf("connection-string: unexpected argument %q (a device's string is: device ID)", args[1])
-			}
-			return exactArgs("POLICY")(cmd, args)
-		},
-		RunE: func(_ *cobra.Command, args []string) error {
-			d, err := dataDir(dir)
-			if err != nil {
-				return err
-			}
-			kind, device := args[0], ""
-			if len(args) == 2 {
-				if device = args[1]; device == "" {
-					return usagef("connection-string device: the ID is empty")
-				}
-			}
-			if hostname == "" {
-				hostname = storedHostname(d)
-			}
-			text, err := storedString(d, hostname, kind, device)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(s.out, text)
-			return err
-		},
-	}
-	cmd.Flags().StringVar(&dir, "data-dir", "", "directory of the hub's CA and keys (default: as downlink hub)")
-	cmd.Flags().StringVar(&hostname, "hostname", "", "host name in the string (default: that of the hub that runs there, else localhost)")
-	return cmd
-}
-
-// storedHostname is the name the hub of a data directory runs under.
-func storedHostname(dir string) string {
-	if e, err := readEndpoints(dir); err == nil && e.Hostname != "" {
-		return e.Hostname
-	}
-	return "localhost"
 }

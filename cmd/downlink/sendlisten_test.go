@@ -56,9 +56,9 @@ func TestListenText(t *testing.T) {
 	dir := t.TempDir()
 	_, hub := startHub(t, dir, "--any-device", "--http", "off")
 	// A loopback hub is nobody's real one, so it asks nothing; the variable names the device.
-	t.Setenv("DOWNLINK_DEVICE_CONNECTION_STRING", strings.TrimSpace(cli(t, "hub", "connection-string", "--data-dir", dir, "device", "pump 7'").stdout))
-	s := start(t, "listen", "pump 7'", "--mqtt-address", hub.MQTTS, "--ca-file", hub.CAFile)
-	s.says(t, "listening as pump 7'")
+	t.Setenv("DOWNLINK_DEVICE_CONNECTION_STRING", strings.TrimSpace(cli(t, "hub", "connection-string", "--data-dir", dir, "device", "pump-7'").stdout))
+	s := start(t, "listen", "pump-7'", "--mqtt-address", hub.MQTTS, "--ca-file", hub.CAFile)
+	s.says(t, "listening as pump-7'")
 	require.Equal(t, exitOK, s.stop(t))
 }
 

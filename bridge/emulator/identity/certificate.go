@@ -114,6 +114,12 @@ func (i *Identity) Certificate(hostnames []string) (tls.Certificate, error) {
 	return tls.X509KeyPair(text, text)
 }
 
+// CheckHostname refuses what cannot stand in a certificate as a host's name or address.
+func CheckHostname(name string) error {
+	_, _, err := alternatives([]string{name})
+	return err
+}
+
 // alternatives sorts host names into DNS names and addresses.
 func alternatives(hostnames []string) (names []string, addresses []net.IP, err error) {
 	addresses = []net.IP{net.IPv4(127, 0, 0, 1).To4(), net.IPv6loopback}
