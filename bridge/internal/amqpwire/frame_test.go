@@ -38,6 +38,14 @@ var frameVectors = []struct {
 		FrameAMQP, 0, &Disposition{Role: RoleReceiver, First: 2, Last: Some[uint32](4), Settled: true, State: Accepted{}}, ""},
 	{"rejected", "00000028 02 00 0000 00 53 15 c0 1b 05 41 43 40 41 00 53 25 c0 11 01 00 53 1d c0 0b 02 a3 04 613a6262 a1 02 6e6f",
 		FrameAMQP, 0, nil, ""},
+	{"released", "00000017 02 00 0000 00 53 15 c0 0a 05 41 52 02 40 41 00 53 26 45",
+		FrameAMQP, 0, &Disposition{Role: RoleReceiver, First: 2, Settled: true, State: Released{}}, ""},
+	{"modified", "0000001b 02 00 0000 00 53 15 c0 0e 05 41 52 02 40 41 00 53 27 c0 03 02 41 42",
+		FrameAMQP, 0, &Disposition{Role: RoleReceiver, First: 2, Settled: true, State: &Modified{DeliveryFailed: true}}, ""},
+	{"received", "0000001c 02 00 0000 00 53 15 c0 0f 05 41 52 02 40 42 00 53 23 c0 04 02 52 03 44",
+		FrameAMQP, 0, &Disposition{Role: RoleReceiver, First: 2, State: &Received{SectionNumber: 3}}, ""},
+	{"flow of a session, drained", "0000001c 02 00 0000 00 53 13 c0 0f 09 40 70 00010000 43 52 64 40 40 40 40 41",
+		FrameAMQP, 0, &Flow{IncomingWindow: 65536, OutgoingWindow: 100, Drain: true}, ""},
 	{"detach", "00000011 02 00 0000 00 53 16 c0 04 02 52 07 41", FrameAMQP, 0, &Detach{Handle: 7, Closed: true}, ""},
 	{"end", "0000000c 02 00 0001 00 53 17 45", FrameAMQP, 1, &End{}, ""},
 	{"close", "0000000c 02 00 0000 00 53 18 45", FrameAMQP, 0, &Close{}, ""},
@@ -45,6 +53,8 @@ var frameVectors = []struct {
 		FrameSASL, 0, &SASLMechanisms{Mechanisms: []Symbol{"ANONYMOUS", "MSSBCBS"}}, ""},
 	{"sasl-init", "00000019 02 01 0000 00 53 41 c0 0c 02 a3 05 504c41494e a0 02 0061",
 		FrameSASL, 0, &SASLInit{Mechanism: "PLAIN", Response: []byte("\x00a")}, ""},
+	{"sasl-challenge", "00000012 02 01 0000 00 53 42 c0 05 01 a0 02 0102", FrameSASL, 0, &SASLChallenge{Challenge: []byte{1, 2}}, ""},
+	{"sasl-response", "00000011 02 01 0000 00 53 43 c0 04 01 a0 01 09", FrameSASL, 0, &SASLResponse{Response: []byte{9}}, ""},
 	{"sasl-outcome", "00000010 02 01 0000 00 53 44 c0 03 01 50 00", FrameSASL, 0, &SASLOutcome{}, ""},
 }
 
