@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,7 +33,8 @@ const settleDown = time.Second
 // smaller one behind it. If the Stream option names such a stream, one is sent at a time.
 type OrderedPublisher struct {
 	box      *outbox
-	refusing bool // JetStream refused or did not answer, and has taken nothing since; Run's goroutine
+	subjects []string // of the stream, as the session found it; Run's goroutine
+	refusing bool     // JetStream refused or did not answer, and has taken nothing since; Run's goroutine
 }
 
 // NewOrderedPublisher checks the options. It does no I/O; Run does.
@@ -158,7 +160,13 @@ func (p *OrderedPublisher) acked(m *nats.Msg) error {
 	}
 	subject := p.box.landed(number)
 	if len(m.Data) == 0 && m.Header.Get("Status") == "503" {
-		return fmt.Errorf("no stream stores subject %s", subject)
+		err := fmt.Errorf("no stream stores subject %s", subject)
+		if !p.outside(subject) {
+			return err
+		}
+		err = fmt.Errorf("%w; the subjects of stream %s are %s", err, p.box.o.Stream, strings.Join(p.subjects, ", "))
+		p.box.answer(number, refused(mapping.ReasonBadSubject, err))
+		return nil
 	}
 	var ack struct {
 		Stream string              `json:"stream"`
@@ -170,7 +178,7 @@ func (p *OrderedPublisher) acked(m *nats.Msg) error {
 	case ack.Error == nil:
 		p.box.answer(number, nil) // a duplicate is stored as well
 	case tooLarge(ack.Error):
-		p.box.answer(number, refused(fmt.Errorf("stream %s: %s", ack.Stream, ack.Error.Description)))
+		p.box.answer(number, refused(mapping.ReasonTooLarge, fmt.Errorf("stream %s: %s", ack.Stream, ack.Error.Description)))
 	default:
 		where := ""
 		if ack.Stream != "" {
@@ -179,6 +187,19 @@ func (p *OrderedPublisher) acked(m *nats.Msg) error {
 		return fmt.Errorf("subject %s: %s%s", subject, where, ack.Error.Description)
 	}
 	return nil
+}
+
+// outside reports whether a subject is none of our stream's, as the stream was when this session
+// began. A property of one message may have led there: it must not hold up all others. With no
+// stream named, or for a subject that the stream should have, the server may just have
+// started: then the publication waits.
+func (p *OrderedPublisher) outside(subject string) bool {
+	return len(p.subjects) > 0 && !slices.ContainsFunc(p.subjects, func(s string) bool { return matches(s, subject) })
+}
+
+// reaches reports whether our stream stores any subject of a pattern.
+func (p *OrderedPublisher) reaches(pattern string) bool {
+	return slices.ContainsFunc(p.subjects, func(s string) bool { return collide(s, pattern) })
 }
 
 // tooLarge reports the errors that are the message's own: over the stream's max_msg_size,
@@ -217,6 +238,11 @@ func (p *OrderedPublisher) stream(ctx context.Context, l *link) (discardsNew boo
 		return false, fmt.Errorf("stream %s: %w", o.Stream, apiError(err))
 	}
 	cfg := s.CachedInfo().Config
+	p.subjects = cfg.Subjects
+	if len(o.Subjects) > 0 && !slices.ContainsFunc(o.Subjects, p.reaches) {
+		return false, fmt.Errorf("stream %s stores %s, but what is published has subjects %s: add one to the stream, or publish to others",
+			o.Stream, strings.Join(cfg.Subjects, ", "), strings.Join(o.Subjects, ", "))
+	}
 	return cfg.Discard == jetstream.DiscardNew && (cfg.MaxBytes > 0 || cfg.MaxMsgs > 0 || cfg.MaxMsgsPerSubject > 0), nil
 }
 

@@ -78,7 +78,7 @@ func newOutbox(o PublisherOptions) *outbox {
 func (b *outbox) publish(ctx context.Context, p *mapping.Publication, done func(error)) error {
 	e := &outgoing{msg: &nats.Msg{Subject: p.Subject, Data: p.Data}, done: done}
 	if err := checkSubject(p.Subject); err != nil {
-		e.answered, e.err = true, refused(err)
+		e.answered, e.err = true, refused(mapping.ReasonBadSubject, err)
 	}
 	if len(p.Header) > 0 || p.ID != "" {
 		e.msg.Header = make(nats.Header, len(p.Header)+1)
@@ -256,9 +256,9 @@ func (b *outbox) send(l *link, limit int, prepare func(number uint64, m *nats.Ms
 		switch {
 		case err == nil:
 		case errors.Is(err, nats.ErrMaxPayload):
-			b.answer(number, refused(fmt.Errorf("larger than the server's max_payload of %d bytes", l.nc.MaxPayload())))
+			b.answer(number, refused(mapping.ReasonTooLarge, fmt.Errorf("larger than the server's max_payload of %d bytes", l.nc.MaxPayload())))
 		case errors.Is(err, nats.ErrBadSubject), errors.Is(err, nats.ErrBadHeaderMsg):
-			b.answer(number, refused(oneLine{err}))
+			b.answer(number, refused(bridge.ReasonRefused, oneLine{err}))
 		default:
 			return connError(l.at.servers, err)
 		}
@@ -322,8 +322,8 @@ func (b *outbox) report() {
 }
 
 // refused is an error for which trying again is no use.
-func refused(err error) error {
-	return &bridge.Error{Class: bridge.Refused, Op: "publish", Err: err}
+func refused(reason mapping.Reason, err error) error {
+	return &bridge.Error{Class: bridge.Refused, Op: "publish", Reason: reason, Err: err}
 }
 
 func cmpErr(err, otherwise error) error {
