@@ -3,12 +3,19 @@ package app
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"downlink/bridge/config"
 	"downlink/bridge/hubdevice"
 	"downlink/bridge/natsio"
 	"downlink/bridge/relay"
 	"downlink/mapping"
+)
+
+// What an edge's stream of dead letters keeps at most, if we make it.
+const (
+	edgeDeadMaxAge   = 30 * 24 * time.Hour
+	edgeDeadMaxBytes = 64 << 20 // beside a device the disk may be small
 )
 
 // publisher is what the relay's two kinds of publisher have in common.
@@ -70,6 +77,7 @@ func (a *App) buildPublishers(c *config.Relay, subjects *mapping.RelayMap) (live
 		return nil, nil, err
 	}
 	o.Stream, o.Create, o.Subjects = natsio.DeadStream(c.Name), true, []string{natsio.DeadSubjects(c.Name)}
+	o.MaxAge, o.MaxBytes = edgeDeadMaxAge, edgeDeadMaxBytes
 	if dead, err = natsio.NewOrderedPublisher(o); err != nil {
 		return nil, nil, err
 	}

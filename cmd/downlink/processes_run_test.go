@@ -322,7 +322,7 @@ func (l *landscape) connect() {
 func (l *landscape) consumer() (*jetstream.ConsumerInfo, error) {
 	ctx, cancel := context.WithTimeout(l.t.Context(), 2*time.Second)
 	defer cancel()
-	c, err := l.js.Consumer(ctx, "COMMANDS", "cloud")
+	c, err := l.js.Consumer(ctx, "COMMANDS", "downlink-cloud")
 	if err != nil {
 		return nil, err
 	}
