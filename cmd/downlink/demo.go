@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -77,15 +76,17 @@ func (f *demoFlags) run(ctx context.Context, s streams, log *slog.Logger) (err e
 		return usagef("--amqp-address, --mqtt-address and --ca-file belong to a hub given by --hub-connection-string-file")
 	}
 	deadline := time.Now().Add(f.timeout)
-	dir, err := os.MkdirTemp("", "downlink-demo-")
+	dir, remove, err := temporary.make("downlink-demo-")
 	if err != nil {
 		return fmt.Errorf("temporary directory: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() { err = errors.Join(err, remove()) }()
 	c, plan, err := f.configure()
 	if err != nil {
 		return err
 	}
+	c.Bridge.NATS.Embedded.StoreDir = filepath.Join(dir, "nats-cloud") // all of it in one place, to be removed
+	c.Relay.NATS.Embedded.StoreDir = filepath.Join(dir, "nats-edge")
 	hub, err := f.startHub(c, filepath.Join(dir, "hub"), log)
 	if err != nil {
 		return err

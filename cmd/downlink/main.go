@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
@@ -24,7 +25,12 @@ const (
 )
 
 func main() {
-	ctx, stop := withSignals(context.Background(), os.Stderr, os.Exit)
+	// Without this a closed stdout would kill the process before it has cleaned up; writing to it fails all the same.
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, stop := withSignals(context.Background(), os.Stderr, func(code int) {
+		temporary.removeAll()
+		os.Exit(code)
+	})
 	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
@@ -39,6 +45,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil {
 		return exitOK
 	}
+	if closedOutput(err) {
+		return exitFailed // such as `downlink sub | head -1`: who read has enough, and there is nothing to say about it
+	}
 	for line := range strings.SplitSeq(err.Error(), "\n") {
 		if line = strings.TrimSpace(line); line != "" {
 			fmt.Fprintln(stderr, "downlink:", line)
@@ -50,6 +59,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// closedOutput reports whether err is that nobody reads stdout any more.
+func closedOutput(err error) bool {
+	var path *fs.PathError
+	return errors.As(err, &path) && path.Path == os.Stdout.Name() && errors.Is(path.Err, syscall.EPIPE)
 }
 
 // usageError is wrong use or wrong configuration: exit code 2.
@@ -75,12 +90,15 @@ func asUsage(err error) error {
 // wish to stop: timeout(1), for one, signals its child and then the whole group.
 const sameGesture = 100 * time.Millisecond
 
-// withSignals returns a context that the first SIGINT or SIGTERM cancels, so
+// withSignals returns a context that the first SIGINT, SIGTERM or SIGHUP cancels, so
 // that commands drain; the second calls exit at once. stop releases both.
 func withSignals(parent context.Context, stderr io.Writer, exit func(int)) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(parent)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // nohup
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	done := make(chan struct{})
 	go func() {
 		var first os.Signal
