@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -50,12 +51,12 @@ func New(o Options) (_ *App, err error) {
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if o.Config.Bridge != nil {
 		if err := a.buildBridge(o.Config.Bridge); err != nil {
-			return nil, fmt.Errorf("bridge: %w", err)
+			return nil, inSide("bridge", err)
 		}
 	}
 	if o.Config.Relay != nil {
 		if err := a.buildRelay(o.Config.Relay); err != nil {
-			return nil, fmt.Errorf("relay: %w", err)
+			return nil, inSide("relay", err)
 		}
 	}
 	if addr := o.Config.HTTP; addr != "" && addr != "off" {
@@ -123,23 +124,39 @@ func (a *App) WaitReady(ctx context.Context) error {
 	}
 }
 
+// startTime is how long a process that starts may take to become ready before
+// that is worth a warning: every connection takes a moment.
+const startTime = 3 * time.Second
+
 // watch logs when the process becomes ready, and when it stops being so.
 func (a *App) watch(ctx context.Context) {
+	watch(ctx, a.options.Logger, a.Ready)
+}
+
+func watch(ctx context.Context, log *slog.Logger, ready func() error) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	last := errors.New("starting").Error()
-	for {
+	begin := time.Now()
+	last, starting := "", true // nothing said yet
+	for first := true; ; first = false {
 		text := ""
-		if err := a.Ready(); err != nil {
+		if err := ready(); err != nil {
 			text = err.Error()
 		}
-		if ctx.Err() == nil && text != last {
-			if text == "" {
-				a.options.Logger.Info("ready")
-			} else {
-				a.options.Logger.Warn("not ready", "err", text)
+		switch {
+		case ctx.Err() != nil:
+		case text == "":
+			if starting || last != "" {
+				log.Info("ready")
 			}
-			last = text
+			last, starting = "", false
+		case starting && time.Since(begin) < startTime:
+			if first {
+				log.Info("starting", "missing", text)
+			}
+		case text != last:
+			log.Warn("not ready", "err", text)
+			last, starting = text, false
 		}
 		select {
 		case <-ctx.Done():
@@ -184,7 +201,7 @@ func (a *App) status() any {
 }
 
 // openNATS says how to reach one side's NATS, after starting its embedded server if it has one.
-func (a *App) openNATS(name string, c config.NATS) (*natsio.Options, error) {
+func (a *App) openNATS(side, name string, c config.NATS) (*natsio.Options, error) {
 	o := &natsio.Options{
 		Name: name, URLs: c.URL, Context: c.Context, CredsFile: c.CredsFile, NKeyFile: c.NKeyFile, TokenFile: c.TokenFile,
 		User: c.User, PasswordFile: c.PasswordFile, CAFile: c.TLS.CAFile, CertFile: c.TLS.CertFile, KeyFile: c.TLS.KeyFile,
@@ -198,10 +215,12 @@ func (a *App) openNATS(name string, c config.NATS) (*natsio.Options, error) {
 	for i, s := range e.Streams {
 		streams[i] = natsio.Stream{Name: s.Name, Subjects: s.Subjects}
 	}
-	srv, err := natsio.StartServer(natsio.ServerOptions{Name: name, Listen: e.Listen, StoreDir: e.StoreDir, Streams: streams, Logger: a.options.Logger})
+	log, started := quietStart(a.options.Logger)
+	srv, err := natsio.StartServer(natsio.ServerOptions{Name: name, Listen: e.Listen, StoreDir: e.StoreDir, Streams: streams, Logger: log})
 	if err != nil {
-		return nil, err
+		return nil, embeddedError(side, e.Listen, err)
 	}
+	started()
 	a.closers = append(a.closers, func() {
 		if err := srv.Close(); err != nil {
 			a.options.Logger.Warn("embedded NATS server", "err", err)

@@ -21,7 +21,7 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	if err != nil {
 		return err
 	}
-	if a.bridgeNATS, err = a.openNATS(c.Name, c.NATS); err != nil {
+	if a.bridgeNATS, err = a.openNATS("bridge", c.Name, c.NATS); err != nil {
 		return err
 	}
 	nats, err := natsio.Connect(*a.bridgeNATS)

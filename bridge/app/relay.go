@@ -31,7 +31,7 @@ func (a *App) buildRelay(c *config.Relay) error {
 	if err != nil {
 		return err
 	}
-	if a.relayNATS, err = a.openNATS(c.Name, c.NATS); err != nil {
+	if a.relayNATS, err = a.openNATS("relay", c.Name, c.NATS); err != nil {
 		return err
 	}
 	live, dead, err := a.buildPublishers(c, subjects)
