@@ -270,7 +270,9 @@ func (c *compiler) hub(r *route, rule *Route) HubOptions {
 
 func (c *compiler) device(r *route) {
 	if text, ok := r.device.literal(); ok {
-		if err := checkDeviceID(text); err != nil {
+		if hint := doubledBraces(r.rule.Device); hint != "" {
+			c.bad("device", "%s", hint) // which also tells why the rest of it is no device ID
+		} else if err := checkDeviceID(text); err != nil {
 			c.bad("device", "%q: %w", text, err)
 		} else if len(r.allow) > 0 && !slices.ContainsFunc(r.allow, func(p string) bool { return glob(p, text) }) {
 			c.bad("device", "%q is not in the route's own allow list", text)
@@ -278,10 +280,15 @@ func (c *compiler) device(r *route) {
 		return
 	}
 	for _, p := range r.device.parts {
-		if p.kind == partText && !inClass(p.text, classID) {
-			c.bad("device", "%q: %q is not legal in a device ID; legal are ASCII letters, digits and - : . + %% _ # * ? ! ( ) , = @ ; $ '", r.rule.Device, p.text)
-			break
+		if p.kind != partText || inClass(p.text, classID) {
+			continue
 		}
+		if hint := doubledBraces(r.rule.Device); hint != "" {
+			c.bad("device", "%s", hint)
+		} else {
+			c.bad("device", "%q: %q is not legal in a device ID; legal are ASCII letters, digits and - : . + %% _ # * ? ! ( ) , = @ ; $ '", r.rule.Device, p.text)
+		}
+		break
 	}
 	for _, id := range []string{"header", "payload", "json"} {
 		if r.device.idents[id] && len(r.allow) == 0 {

@@ -34,6 +34,7 @@ const maxSubject = 2048
 // RelayMap is the compiled mapping of the device side. It is immutable: Map is safe for concurrent use.
 type RelayMap struct {
 	name    string
+	source  string    // the template's text
 	subject *template // nil: the default
 	uses    bool      // the template splices the original subject
 	allow   [][]string
@@ -57,7 +58,7 @@ var relaySide = &side{
 // CompileRelay checks the options and makes a RelayMap of them. The error joins
 // a *FieldError for every mistake found, with paths such as "publish.subject".
 func CompileRelay(o RelayOptions) (*RelayMap, error) {
-	m := &RelayMap{name: o.Name, covers: []string{"edge.>"}} // of the default subject
+	m := &RelayMap{name: o.Name, source: o.Subject, covers: []string{"edge.>"}} // of the default subject
 	var errs []error
 	bad := func(path string, err error) { errs = append(errs, &FieldError{Path: path, Err: err}) }
 	if m.name == "" {

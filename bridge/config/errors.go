@@ -52,6 +52,8 @@ type problems struct {
 	list   []*Error
 	failed map[string]bool // paths that have a mistake already
 
+	warnings []*Error // what is odd but not wrong
+
 	anchors map[string]bool // the file's, once somebody asked
 }
 
@@ -103,6 +105,21 @@ func (p *problems) has(path string) bool {
 		}
 	}
 	return false
+}
+
+func (p *problems) warn(path string, err error) {
+	place := p.src.at(path)
+	p.warnings = append(p.warnings, &Error{File: place.file, Line: place.line, Path: path, Err: err})
+}
+
+// warned lists the warnings in the order of their lines.
+func (p *problems) warned() []string {
+	slices.SortStableFunc(p.warnings, func(a, b *Error) int { return cmp.Compare(a.Line, b.Line) })
+	var all []string
+	for _, w := range p.warnings {
+		all = append(all, w.Error())
+	}
+	return all
 }
 
 // addMapping records what mapping.Compile or CompileRelay found; place turns

@@ -80,6 +80,7 @@ func LoadBytes(name string, b []byte, o LoadOptions) (*Config, error) {
 	if err := p.err(); err != nil {
 		return nil, err
 	}
+	c.Warnings = append(c.Warnings, p.warned()...)
 	return c, nil
 }
 
@@ -97,6 +98,7 @@ func Parse(name string, b []byte) (*Config, error) {
 	if err := p.err(); err != nil {
 		return nil, err
 	}
+	c.Warnings = p.warned()
 	return c, nil
 }
 

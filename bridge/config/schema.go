@@ -83,7 +83,8 @@ func pathsWithKey(key string) []string {
 
 // nearest is the known word that a mistyped one most likely means, or "".
 func nearest(word string, known []string) string {
-	best, bestCost := "", 1+len(word)/3
+	// At most two slips of the finger, and one in a word as short as foo, which log is not near.
+	best, bestCost := "", 1+min(2, max(1, (len(word)-1)/2))
 	for _, k := range known {
 		cost := distance(strings.ToLower(word), k)
 		if norm := strings.NewReplacer("-", "", "_", "", " ", ""); norm.Replace(strings.ToLower(word)) == norm.Replace(k) {
@@ -92,7 +93,7 @@ func nearest(word string, known []string) string {
 		if len(word) > 2 && len(k) > 2 && (strings.HasPrefix(word, k) || strings.HasPrefix(k, word)) {
 			cost = min(cost, 1) // warning, conn
 		}
-		if cost < bestCost || cost == bestCost && best == "" {
+		if cost < bestCost {
 			best, bestCost = k, cost
 		}
 	}

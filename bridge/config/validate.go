@@ -91,7 +91,15 @@ func (p *problems) bridge(b *Bridge) {
 	p.starts(b)
 	p.storage(&b.Storage)
 
-	_, err := mapping.Compile(b.MappingRoutes(), b.TableOptions())
+	for i := range b.Routes {
+		p.values("bridge.routes["+itoa(i)+"]", &b.Routes[i])
+	}
+	table, err := mapping.Compile(b.MappingRoutes(), b.TableOptions())
+	if err == nil {
+		for _, w := range table.Warnings() {
+			p.warn(join("bridge", w.Path), w.Err)
+		}
+	}
 	p.addMapping(err, func(path string) string {
 		path = join("bridge", path)
 		if path == "bridge" {
@@ -103,6 +111,16 @@ func (p *problems) bridge(b *Bridge) {
 		}
 		return path
 	})
+}
+
+// values finds properties without a value: an empty one is said, not left out.
+func (p *problems) values(at string, r *Route) {
+	for i, rule := range r.Properties {
+		path := at + ".properties[" + itoa(i) + "]"
+		if rule.Name != "" && rule.Headers == "" && p.src.given(path+".name") && !p.src.given(path+".value") {
+			p.addf(path+".value", `missing; say where it comes from, such as value: "{verb}" or value: text (value: "" is an empty one)`)
+		}
+	}
 }
 
 func hubNames(b *Bridge) []string {
@@ -256,7 +274,12 @@ func (p *problems) relay(r *Relay) {
 		p.addf("relay.publish.create", "has no meaning without relay.publish.stream; name the stream")
 	}
 
-	_, err := mapping.CompileRelay(r.MappingOptions())
+	subjects, err := mapping.CompileRelay(r.MappingOptions())
+	if err == nil {
+		for _, w := range subjects.Warnings() {
+			p.warn(join("relay", w.Path), w.Err)
+		}
+	}
 	p.addMapping(err, func(path string) string {
 		switch {
 		case path == "" || strings.HasPrefix(path, "subject"):
@@ -342,6 +365,9 @@ func (p *problems) address(path, address string, zero bool) {
 
 // nats checks one connection's block.
 func (p *problems) nats(at string, n *NATS) {
+	if len(n.URL) == 0 && p.src.given(at+".url") && !p.has(at+".url") {
+		p.addf(at+".url", "empty; name a server, such as nats://127.0.0.1:4222, or remove the key")
+	}
 	where := given(
 		named{"url", len(n.URL) > 0}, named{"context", n.Context != ""}, named{"embedded", n.Embedded != nil})
 	if len(where) > 1 {

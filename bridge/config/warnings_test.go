@@ -1,0 +1,52 @@
+package config_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"downlink/bridge/config"
+)
+
+// TestWarnings: what is odd but not wrong is said with its place, and the rest is not.
+func TestWarnings(t *testing.T) {
+	text := []byte(`version: 1
+bridge:
+  hubs: [{embedded: true}]
+  routes:
+    - {subject: "z.>", drop: tests}
+    - {subject: "a.{x}", stream: S, also: true, device: "{x}"}
+    - {subject: "a.{y}", stream: S, device: "{y}"}
+    - {subject: "a.{x}", stream: T, device: "{x}"}
+    - subject: "a.b"
+      stream: S
+      device: b
+      message: {correlation_id: "{{sequence}}", user_id: "{{{subject}}}"}
+      properties:
+        - {name: verb, value: "{{verb}}"}
+        - {name: empty, value: ""}
+        - {name: object, value: '{{"a": "{subject}"}}'}
+        - {headers: "X-*", strip: "Y-"}
+        - {headers: "X-*", strip: "X-"}
+        - {headers: "*", strip: "Z-"}
+        - {headers: "X-*", strip: "X-Y-"}
+    - {subject: "z.{x}", source: core, device: "{x}"}
+relay:
+  devices: [{embedded: d}]
+  publish: {subject: "edge.{device}.{{verb}}"}
+`)
+	want := []string{
+		`c.yaml:9: bridge.routes[4].subject: "a.b": no message ever gets here: routes[2] (route-3) takes all of them; put this route before it, or set also: true there`,
+		`c.yaml:12: bridge.routes[4].message.correlation_id: "{{sequence}}": doubled braces stand for literal ones: {{sequence}} is the text {sequence}; write {sequence} for a value`,
+		`c.yaml:14: bridge.routes[4].properties[0].value: "{{verb}}": doubled braces stand for literal ones: {{verb}} is the text {verb}; write {verb} for a value`,
+		`c.yaml:17: bridge.routes[4].properties[3].strip: "Y-": no header that matches "X-*" begins with it, so nothing is stripped (letter case counts)`,
+		`c.yaml:21: bridge.routes[5].subject: "z.{x}": no message ever gets here: routes[0] (route-1) takes all of them; put this route before it, or set also: true there`,
+		`c.yaml:24: relay.publish.subject: "edge.{device}.{{verb}}": doubled braces stand for literal ones: {{verb}} is the text {verb}; write {verb} for a value`,
+	}
+	c, err := config.Parse("c.yaml", text)
+	require.NoError(t, err)
+	require.Equal(t, want, c.Warnings)
+	c, err = config.LoadBytes("c.yaml", text, config.LoadOptions{NoEnvironment: true})
+	require.NoError(t, err)
+	require.Equal(t, want, c.Warnings)
+}
