@@ -23,7 +23,7 @@ rules and devices cost.`,
   downlink bench hub --pairs 3 --messages 20000 --json`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, f := range []string{"messages", "pairs", "senders", "window", "size", "devices"} {
+			for _, f := range []string{"messages", "pairs", "senders", "window", "size", "devices", "credit"} {
 				if n, _ := cmd.Flags().GetInt(f); n == 0 {
 					return usagef("--%s: 0 is too few", f)
 				}
@@ -58,6 +58,7 @@ rules and devices cost.`,
 	fs.IntVar(&o.Window, "window", 512, "messages of one connection that wait for their answer")
 	fs.IntVar(&o.Size, "size", 256, "bytes of a body")
 	fs.IntVar(&o.Devices, "devices", 1000, "devices that the messages go to in turn")
+	fs.IntVar(&o.Credit, "credit", 1000, "link credit that the hub and the sink grant; the hub's own default is 100")
 	fs.BoolVar(&asJSON, "json", false, "print one JSON object at the end")
 	return cmd
 }

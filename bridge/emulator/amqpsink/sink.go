@@ -17,11 +17,14 @@ import (
 
 const (
 	maxFrame = 64 << 10
-	credit   = 5000 // of each link, and frames of each session; renewed at half
+	window   = 5000 // frames of each session; renewed at half
 )
 
 // Sink serves any number of listeners. The zero Sink is ready to use. Safe for concurrent use.
 type Sink struct {
+	// Credit is what each link gets, renewed at half; 0: 1000. Not to be changed after Serve.
+	Credit uint32
+
 	mu     sync.Mutex
 	open   map[io.Closer]struct{}
 	closed bool
@@ -49,7 +52,7 @@ func (s *Sink) Serve(l net.Listener) error {
 		}
 		go func() {
 			defer s.leave(nc)
-			serve(nc)
+			s.serve(nc)
 		}()
 	}
 }
@@ -92,6 +95,7 @@ func (s *Sink) Close() error {
 // conn is one connection; one goroutine reads, answers and writes.
 type conn struct {
 	nc       net.Conn
+	credit   uint32
 	in       *amqpwire.FrameReader
 	out      []byte
 	sessions map[uint16]*session
@@ -108,8 +112,12 @@ type session struct {
 
 type link struct{ credit, count, id uint32 }
 
-func serve(nc net.Conn) {
-	c := &conn{nc: nc, in: amqpwire.NewFrameReader(nc, maxFrame), sessions: map[uint16]*session{}}
+func (s *Sink) serve(nc net.Conn) {
+	credit := s.Credit
+	if credit == 0 {
+		credit = 1000
+	}
+	c := &conn{nc: nc, credit: credit, in: amqpwire.NewFrameReader(nc, maxFrame), sessions: map[uint16]*session{}}
 	_ = c.run() // the sender sees that the connection ended
 }
 
@@ -188,8 +196,8 @@ func (c *conn) take(channel uint16, p amqpwire.Performative) error {
 	case *amqpwire.Open:
 		return nil
 	case *amqpwire.Begin:
-		c.sessions[channel] = &session{channel: channel, next: p.NextOutgoingID, window: credit, links: map[uint32]*link{}}
-		c.emit(channel, &amqpwire.Begin{RemoteChannel: amqpwire.Some(channel), IncomingWindow: credit, OutgoingWindow: credit, HandleMax: 255})
+		c.sessions[channel] = &session{channel: channel, next: p.NextOutgoingID, window: window, links: map[uint32]*link{}}
+		c.emit(channel, &amqpwire.Begin{RemoteChannel: amqpwire.Some(channel), IncomingWindow: window, OutgoingWindow: window, HandleMax: 255})
 		return nil
 	case *amqpwire.Close:
 		c.emit(0, &amqpwire.Close{})
@@ -235,7 +243,7 @@ func (s *session) transfer(c *conn, p *amqpwire.Transfer) {
 		}
 		s.last = l.id
 	}
-	if l.credit <= credit/2 || s.window <= credit/2 {
+	if l.credit <= c.credit/2 || s.window <= window/2 {
 		s.flow(c, p.Handle, l)
 	}
 }
@@ -249,9 +257,9 @@ func (s *session) accept(c *conn) {
 }
 
 func (s *session) flow(c *conn, handle uint32, l *link) {
-	l.credit, s.window = credit, credit
+	l.credit, s.window = c.credit, window
 	c.emit(s.channel, &amqpwire.Flow{
-		NextIncomingID: amqpwire.Some(s.next), IncomingWindow: credit, OutgoingWindow: credit,
-		Handle: amqpwire.Some(handle), DeliveryCount: amqpwire.Some(l.count), LinkCredit: amqpwire.Some(uint32(credit)),
+		NextIncomingID: amqpwire.Some(s.next), IncomingWindow: window, OutgoingWindow: window,
+		Handle: amqpwire.Some(handle), DeliveryCount: amqpwire.Some(l.count), LinkCredit: amqpwire.Some(c.credit),
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"downlink/bridge/emulator"
+	"downlink/bridge/emulator/amqpd"
 	"downlink/bridge/emulator/amqpsink"
 	"downlink/bridge/emulator/identity"
 	"downlink/bridge/emulator/virtual"
@@ -28,6 +29,9 @@ type Options struct {
 	Window   int // sends of one connection that wait for their answer; default 512
 	Size     int // bytes of a body; default 256
 	Devices  int // devices that the messages go to in turn; default 1000
+	// Credit is what the hub and the sink grant a sender, both topped up at half; default 1000. Less than
+	// Window narrows that, and the hub's own default is 100.
+	Credit int
 	// Progress is told after each pair; nil is fine.
 	Progress func(Pair)
 }
@@ -46,6 +50,7 @@ type Result struct {
 	Window   int    `json:"window"`
 	Size     int    `json:"body_bytes"`
 	Devices  int    `json:"devices"`
+	Credit   int    `json:"credit"`
 	Pairs    []Pair `json:"pairs"`
 	// Ratio is the median of the pairs' ratios, Lowest and Highest their spread.
 	Ratio   float64 `json:"ratio"`
@@ -64,7 +69,7 @@ func (o *Options) Check() error {
 		most   int
 	}{
 		{"messages", &o.Messages, 50_000, 100_000_000}, {"pairs", &o.Pairs, 11, 1000}, {"senders", &o.Senders, 1, 256},
-		{"window", &o.Window, 512, 65536}, {"size", &o.Size, 256, 60_000}, {"devices", &o.Devices, 1000, 1_000_000},
+		{"window", &o.Window, 512, 65536}, {"size", &o.Size, 256, 60_000}, {"devices", &o.Devices, 1000, 1_000_000}, {"credit", &o.Credit, 1000, 1 << 20},
 	} {
 		if *f.value == 0 {
 			*f.value = f.normal
@@ -90,12 +95,12 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	for i := range devices {
 		devices[i] = fmt.Sprintf("d%d", i)
 	}
-	hub, err := emulator.Start(emulator.Options{Devices: devices, Virtual: []virtual.Rule{{Pattern: "*"}}, History: 1})
+	hub, err := emulator.Start(emulator.Options{Devices: devices, Virtual: []virtual.Rule{{Pattern: "*"}}, History: 1, AMQP: amqpd.Behaviour{Credit: uint32(o.Credit)}})
 	if err != nil {
 		return nil, err
 	}
 	defer hub.Close()
-	sink, sinkAddr, err := startSink(hub)
+	sink, sinkAddr, err := startSink(hub, uint32(o.Credit))
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +117,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	toSink := toHub
 	toSink.address = sinkAddr
 
-	r := &Result{Messages: o.Messages, Senders: o.Senders, Window: o.Window, Size: o.Size, Devices: o.Devices}
+	r := &Result{Messages: o.Messages, Senders: o.Senders, Window: o.Window, Size: o.Size, Devices: o.Devices, Credit: o.Credit}
 	warm := min(o.Messages, 20_000) // what is slow the first time is not what is measured
 	for i := range o.Pairs + 1 {
 		legs := []leg{toSink, toHub}
@@ -181,7 +186,7 @@ func completed(ctx context.Context, hub *emulator.Hub, devices []string, want in
 }
 
 // startSink starts the sink behind TLS with a certificate of the hub's.
-func startSink(hub *emulator.Hub) (*amqpsink.Sink, string, error) {
+func startSink(hub *emulator.Hub, credit uint32) (*amqpsink.Sink, string, error) {
 	id, err := identity.Open(filepath.Dir(hub.CAFile()))
 	if err != nil {
 		return nil, "", err
@@ -194,7 +199,7 @@ func startSink(hub *emulator.Hub) (*amqpsink.Sink, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	s := &amqpsink.Sink{}
+	s := &amqpsink.Sink{Credit: credit}
 	secured := tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12})
 	go func() { _ = s.Serve(secured) }()
 	return s, l.Addr().String(), nil
