@@ -61,7 +61,8 @@ func TestDevicesOrderFaults(t *testing.T) {
 			// A newer order takes the place of that one.
 			h.Faults().Clear()
 			d = connected(t, h, "d1")
-			require.True(t, order(d, "d1", kind, "0", "0.05").WaitTimeout(wait))
+			require.True(t, order(d, "d1", kind, "0", "2").WaitTimeout(wait))
+			require.Eventually(t, func() bool { return len(h.Faults().Rules()) == 1 }, wait, tick)
 			require.Eventually(t, func() bool { return len(h.Faults().Rules()) == 0 }, wait, tick)
 			sent := d.Publish("devices/d1/messages/events/", 1, false, "taken")
 			require.True(t, sent.WaitTimeout(wait))

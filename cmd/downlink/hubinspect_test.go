@@ -80,6 +80,7 @@ func TestHubWithoutPages(t *testing.T) {
 
 func TestPoliciesOnTheCommandLine(t *testing.T) {
 	dir := t.TempDir()
+	startHub(t, dir, "--http", "off") // which makes the keys
 	seen := map[string]bool{}
 	for _, policy := range []string{"iothubowner", "service", "device", "registryRead", "registryReadWrite"} {
 		got := cli(t, "hub", "connection-string", "--data-dir", dir, policy)
