@@ -1,6 +1,8 @@
 package config_test
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -49,4 +51,18 @@ relay:
 	c, err = config.LoadBytes("c.yaml", text, config.LoadOptions{NoEnvironment: true})
 	require.NoError(t, err)
 	require.Equal(t, want, c.Warnings)
+}
+
+// TestExamplesAreNotOdd: what people copy gives no warning.
+func TestExamplesAreNotOdd(t *testing.T) {
+	files, err := filepath.Glob("../../configs/*.yaml")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		require.NoError(t, err)
+		c, err := config.Parse(file, b)
+		require.NoError(t, err)
+		require.Empty(t, c.Warnings)
+	}
 }

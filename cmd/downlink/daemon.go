@@ -142,7 +142,8 @@ type embeddedHub struct {
 	*emulator.Hub
 	service string
 	dir     string
-	places  endpoints // as they stand in the data directory
+	places  endpoints    // as they stand in the data directory
+	remove  func() error // of a data directory that is temporary; nil: it stays
 }
 
 // startEmbedded starts the embedded hub if the configuration refers to one. It
@@ -166,10 +167,22 @@ func startEmbedded(c *config.Config, dir string, log *slog.Logger) (*embeddedHub
 	if !wanted {
 		return nil, nil
 	}
-	return openHub(emulator.Options{
+	remove := func() error { return nil }
+	if dir == "" {
+		var err error
+		if dir, remove, err = temporary.make("downlink-hub-"); err != nil {
+			return nil, fmt.Errorf("temporary directory: %w", err)
+		}
+	}
+	hub, err := openHub(emulator.Options{
 		DataDir: dir, Hostnames: []string{"localhost"}, AMQPS: "127.0.0.1:0", MQTTS: "127.0.0.1:0", HTTPS: "127.0.0.1:0",
 		Devices: devices, AnyDevice: c.Relay == nil, Logger: log,
 	})
+	if err != nil {
+		return nil, errors.Join(err, remove())
+	}
+	hub.remove = remove
+	return hub, nil
 }
 
 // openHub starts a hub and leaves its endpoints in its data directory.
@@ -250,6 +263,11 @@ func (h *embeddedHub) close(log *slog.Logger) {
 	}
 	if err := h.Close(); err != nil {
 		log.Warn("embedded hub did not stop cleanly", "component", "hub", "err", err)
+	}
+	if h.remove != nil {
+		if err := h.remove(); err != nil {
+			log.Warn("embedded hub's temporary directory stays", "component", "hub", "err", err)
+		}
 	}
 }
 

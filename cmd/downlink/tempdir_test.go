@@ -72,6 +72,39 @@ func TestDemoLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestBridgeLeavesNoKeys: neither does a bridge with an embedded hub of its own, which is told twice to end.
+func TestBridgeLeavesNoKeys(t *testing.T) {
+	tmp, dir := t.TempDir(), t.TempDir()
+	file := filepath.Join(dir, "bridge.yaml")
+	writeTo(t, file, `version: 1
+http: "off"
+bridge:
+  nats: {embedded: {listen: "127.0.0.1:0", store_dir: nats}}
+  hubs: [{embedded: true}]
+  routes: [{subject: "a.{x}", stream: S, create: true, device: "{x}"}]
+`)
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, asProgram+"=bridge -c "+file)
+	errs, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(errs)
+	for lines.Scan() && !strings.Contains(lines.Text(), "msg=ready") {
+		require.NotContains(t, lines.Text(), "level=WARN")
+	}
+	made, err := filepath.Glob(filepath.Join(tmp, "downlink-hub-*", "master.key"))
+	require.NoError(t, err)
+	require.Len(t, made, 1)
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	if err := cmd.Process.Signal(syscall.SIGINT); !errors.Is(err, os.ErrProcessDone) {
+		require.NoError(t, err)
+	}
+	_ = cmd.Wait()
+	left, err := os.ReadDir(tmp)
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
 // TestTempDirs: the end at once removes what a command still uses.
 func TestTempDirs(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
