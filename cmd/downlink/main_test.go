@@ -15,7 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
+
+	"downlink/bridge/bridgetest"
 )
 
 // result is what one command line did.
@@ -297,4 +298,4 @@ func TestSignalsRelease(t *testing.T) {
 }
 
 // TestMain: no goroutine of a command outlives it.
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { bridgetest.VerifyTestMain(m) }
