@@ -64,7 +64,7 @@ func TestInspect(t *testing.T) {
 	d := connected(t, h, "real")
 	d.subscribe(t, "real", 1)
 	m := message("real", "m1", "hello")
-	m.Properties = []c2d.Property{{Name: "verb", Value: "reboot"}}
+	m.Properties = []c2d.Property{{Name: "verb", Value: "reboot"}, {Name: "none", Null: true}}
 	m.CorrelationID, m.Ack = "c1", "full"
 	require.NoError(t, h.Enqueue(m))
 	d.next(t) // delivered, and not acknowledged
@@ -98,7 +98,9 @@ func TestInspect(t *testing.T) {
 	require.Len(t, one.Queue, 1)
 	q := one.Queue[0]
 	require.Equal(t, "Invisible", q.State)
-	require.Equal(t, []string{"m1", "c1", "full", "hello", "reboot"}, []string{q.MessageID, q.CorrelationID, q.Ack, *q.Body, q.Properties["verb"]})
+	require.Equal(t, []string{"m1", "c1", "full", "hello", "reboot"}, []string{q.MessageID, q.CorrelationID, q.Ack, *q.Body, *q.Properties["verb"]})
+	require.Contains(t, q.Properties, "none")
+	require.Nil(t, q.Properties["none"], "a null property is not an empty one")
 	require.Equal(t, 1, q.Deliveries)
 	require.WithinDuration(t, time.Now().Add(time.Hour), q.ExpiryTime, time.Minute)
 	one = inspect.Device{}

@@ -80,7 +80,7 @@ func TestMessageMapping(t *testing.T) {
 		m.ApplicationProperties = map[string]any{"p": c.value}
 		require.IsType(t, &amqp.StateAccepted{}, send(t, s, m))
 		got := e.got()
-		require.Equal(t, []c2d.Property{{Name: "p", Value: c.text}}, got[len(got)-1].Properties)
+		require.Equal(t, []c2d.Property{{Name: "p", Value: c.text, Null: c.value == nil}}, got[len(got)-1].Properties)
 	}
 
 	for _, id := range []struct {

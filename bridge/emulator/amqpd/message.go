@@ -73,7 +73,7 @@ func readProperties(m *c2d.Message, b []byte) error {
 			m.Ack = value
 			continue
 		}
-		m.Properties = append(m.Properties, c2d.Property{Name: name, Value: value})
+		m.Properties = append(m.Properties, c2d.Property{Name: name, Value: value, Null: v == nil})
 	}
 	f.Done()
 	if err := d.Err(); err != nil {

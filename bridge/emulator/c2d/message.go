@@ -10,7 +10,10 @@ import (
 )
 
 // Property is one application property.
-type Property struct{ Name, Value string }
+type Property struct {
+	Name, Value string
+	Null        bool // sent without a value, which is not an empty one; Value is empty then
+}
 
 // Message is one C2D message as a service sent it. Empty texts and a zero time are absent.
 type Message struct {

@@ -76,21 +76,21 @@ type Counts struct {
 
 // Message is one message in a queue. Body stands for text, BodyBase64 for other bytes.
 type Message struct {
-	Sequence        uint64            `json:"sequenceNumber"`
-	State           string            `json:"state"` // Enqueued or Invisible
-	Deliveries      int               `json:"deliveries"`
-	MessageID       string            `json:"messageId,omitempty"`
-	CorrelationID   string            `json:"correlationId,omitempty"`
-	UserID          string            `json:"userId,omitempty"`
-	ContentType     string            `json:"contentType,omitempty"`
-	ContentEncoding string            `json:"contentEncoding,omitempty"`
-	Ack             string            `json:"ack,omitempty"`
-	To              string            `json:"to"`
-	EnqueuedTime    time.Time         `json:"enqueuedTime"`
-	ExpiryTime      time.Time         `json:"expiryTime"`
-	Properties      map[string]string `json:"properties,omitempty"` // of a repeated name the last
-	Body            *string           `json:"body,omitempty"`
-	BodyBase64      []byte            `json:"bodyBase64,omitempty"`
+	Sequence        uint64             `json:"sequenceNumber"`
+	State           string             `json:"state"` // Enqueued or Invisible
+	Deliveries      int                `json:"deliveries"`
+	MessageID       string             `json:"messageId,omitempty"`
+	CorrelationID   string             `json:"correlationId,omitempty"`
+	UserID          string             `json:"userId,omitempty"`
+	ContentType     string             `json:"contentType,omitempty"`
+	ContentEncoding string             `json:"contentEncoding,omitempty"`
+	Ack             string             `json:"ack,omitempty"`
+	To              string             `json:"to"`
+	EnqueuedTime    time.Time          `json:"enqueuedTime"`
+	ExpiryTime      time.Time          `json:"expiryTime"`
+	Properties      map[string]*string `json:"properties,omitempty"` // of a repeated name the last; null as it was sent
+	Body            *string            `json:"body,omitempty"`
+	BodyBase64      []byte             `json:"bodyBase64,omitempty"`
 }
 
 // DeviceList is GET /inspect/devices. Next, if it is there, is what after= takes for the next page.
@@ -193,9 +193,13 @@ func message(q c2d.Pending) Message {
 	}
 	for _, property := range m.Properties {
 		if out.Properties == nil {
-			out.Properties = make(map[string]string, len(m.Properties))
+			out.Properties = make(map[string]*string, len(m.Properties))
 		}
-		out.Properties[property.Name] = property.Value
+		if property.Null {
+			out.Properties[property.Name] = nil
+		} else {
+			out.Properties[property.Name] = &property.Value
+		}
 	}
 	if utf8.Valid(m.Body) {
 		text := string(m.Body)

@@ -32,19 +32,25 @@ func Topic(device string, m *c2d.Message) string {
 	for _, p := range m.Properties {
 		// What AMQP carries as application properties under these names is a
 		// system property on MQTT.
-		switch p.Name {
+		name := p.Name
+		switch name {
 		case "iothub-creation-time-utc":
-			bag.add("$.ctime", p.Value)
+			name = "$.ctime"
 		case "iothub-message-schema":
-			bag.add("$.schema", p.Value)
-		default:
-			bag.add(p.Name, p.Value)
+			name = "$.schema"
+		}
+		if p.Null {
+			bag.name(name)
+		} else {
+			bag.add(name, p.Value)
 		}
 	}
 	return b.String()
 }
 
-// bag writes a property bag: name=value pairs joined by "&".
+// bag writes a property bag: name=value pairs joined by "&". A null value is the
+// name alone, an empty one ends with "=" (IoT Hub, "Communicate with an IoT hub
+// using the MQTT protocol").
 type bag struct {
 	b    *strings.Builder
 	some bool
@@ -57,13 +63,17 @@ func (g *bag) optional(name, value string) {
 }
 
 func (g *bag) add(name, value string) {
+	g.name(name)
+	g.b.WriteByte('=')
+	g.escape(value)
+}
+
+func (g *bag) name(name string) {
 	if g.some {
 		g.b.WriteByte('&')
 	}
 	g.some = true
 	g.escape(name)
-	g.b.WriteByte('=')
-	g.escape(value)
 }
 
 // escape percent-encodes all but RFC 3986's unreserved characters: "$" must be

@@ -28,10 +28,10 @@ func TestTopic(t *testing.T) {
 			c2d.Message{
 				To: "/devices/d%31/messages/devicebound", MessageID: "m+1", CorrelationID: "c d", UserID: "ü", ContentType: "application/json",
 				ContentEncoding: "utf-8", ExpiresAt: time.Date(2025, 1, 2, 4, 4, 5, 678e6, time.FixedZone("", 3600)), Ack: "positive",
-				Properties: []c2d.Property{{Name: "verb", Value: "reboot"}, {Name: "empty"}},
+				Properties: []c2d.Property{{Name: "verb", Value: "reboot"}, {Name: "empty"}, {Name: "a null", Null: true}, {Name: "iothub-message-schema", Null: true}},
 			},
 			"%24.exp=2025-01-02T03%3A04%3A05.6780000Z&%24.mid=m%2B1&%24.to=%2Fdevices%2Fd%2531%2Fmessages%2Fdevicebound" +
-				"&%24.cid=c%20d&%24.uid=%C3%BC&%24.ct=application%2Fjson&%24.ce=utf-8&iothub-ack=positive&verb=reboot&empty=",
+				"&%24.cid=c%20d&%24.uid=%C3%BC&%24.ct=application%2Fjson&%24.ce=utf-8&iothub-ack=positive&verb=reboot&empty=&a%20null&%24.schema",
 		},
 		"system properties that AMQP carries among the others": {
 			c2d.Message{To: lower, Properties: []c2d.Property{
