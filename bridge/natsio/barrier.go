@@ -55,6 +55,7 @@ type barrier struct {
 	epoch    uint64    // counts starts; an answer to an older question says nothing
 	since    time.Time // of the first arrival behind this barrier; zero: none yet
 	answered bool      // the server answered in this epoch
+	others   bool      // it answered that somebody else is pinned
 
 	pin      string
 	next     uint64    // expected Sequence.Consumer; 0: not known yet
@@ -128,7 +129,7 @@ func (b *barrier) attach(p position) {
 }
 
 func (b *barrier) start(now time.Time) {
-	b.on, b.since, b.answered = true, now, false
+	b.on, b.since, b.answered, b.others = true, now, false, false
 	b.epoch++
 }
 
@@ -188,10 +189,25 @@ func (b *barrier) doubt() {
 }
 
 // disown is the server's word that another pin is valid: until we are pinned again, what we
-// hold must be redelivered to its owner, so it gets no progress acks.
+// hold must be redelivered to its owner, so it gets no progress acks. What waits behind the
+// barrier is let go: whatever is pending before it goes to somebody else, however long we wait.
 func (b *barrier) disown() {
-	b.owned = time.Time{}
+	b.owned, b.since = time.Time{}, time.Time{}
 	b.trust(false)
+	for seq, h := range b.held {
+		if !h.emitted {
+			delete(b.held, seq)
+		}
+	}
+}
+
+// postpone is for a server that did not talk for a while, or could not reach us. Nothing that is
+// pending came meanwhile, and its AckWait may begin anew: a former owner's progress acks arrive
+// with the end of the silence. So the time that we give it begins anew as well.
+func (b *barrier) postpone(now time.Time) {
+	if b.on && !b.since.IsZero() {
+		b.since = now
+	}
 }
 
 // asking returns the epoch to ask the server's position for, if that would help.
@@ -205,7 +221,8 @@ func (b *barrier) answer(epoch uint64, p position) []*held {
 		return nil
 	}
 	b.latest = p // also for a standby: where to begin if the consumer is deleted under it
-	if !b.on || p.pin != "" && p.pin != b.pin {
+	b.others = p.pin != "" && p.pin != b.pin
+	if !b.on || b.others {
 		return nil // somebody else's by now: we are about to be told so
 	}
 	b.answered = true
@@ -227,7 +244,7 @@ func (b *barrier) answer(epoch uint64, p position) []*held {
 // run out its AckWait by then and was redelivered. While the server answers it may wait as long again:
 // a former owner may have stretched an AckWait just before it noticed.
 func (b *barrier) expire(now time.Time) (out []*held, lifted bool) {
-	if !b.on || b.since.IsZero() {
+	if !b.on || b.since.IsZero() || b.others {
 		return nil, false
 	}
 	limit := b.ackWait + 2*time.Second

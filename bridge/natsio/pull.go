@@ -36,6 +36,7 @@ type puller struct {
 	generation int // of requests; statuses of an older one are stale
 	remaining  int // messages asked for and not yet delivered
 	activity   time.Time
+	heard      time.Time // the server's latest word of any kind
 	arrival    time.Time // of the latest message
 	asked      time.Time // for the position
 	asking     bool
@@ -233,8 +234,12 @@ func (p *puller) tick(now time.Time) {
 		p.reset()
 	}
 	s := p.s
+	var out []*held
+	late := false
 	s.mu.Lock()
-	out, late := s.barrier.expire(now)
+	if now.Sub(p.heard) <= s.time.silence { // or it cannot have handed out anything
+		out, late = s.barrier.expire(now)
+	}
 	s.release(out)
 	epoch, behind := s.barrier.asking()
 	s.mu.Unlock()
@@ -266,6 +271,7 @@ func (p *puller) answered(a answer) {
 	if a.err != nil {
 		return // asked again at the next tick
 	}
+	p.hear(time.Now())
 	s := p.s
 	s.mu.Lock()
 	s.release(s.barrier.answer(a.epoch, a.position))
@@ -276,9 +282,21 @@ func (p *puller) answered(a answer) {
 	}
 }
 
+// hear notes a word from the server.
+func (p *puller) hear(now time.Time) {
+	silent := now.Sub(p.heard) > p.s.time.silence
+	p.heard = now
+	if silent {
+		p.s.mu.Lock()
+		p.s.barrier.postpone(now)
+		p.s.mu.Unlock()
+	}
+}
+
 // handle takes a message or a status. True: attach again.
 func (p *puller) handle(m *nats.Msg) bool {
 	p.activity = time.Now()
+	p.hear(p.activity)
 	if meta, err := m.Metadata(); err == nil {
 		p.arrival = p.activity
 		p.retry.Reset()
