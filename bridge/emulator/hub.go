@@ -217,7 +217,7 @@ func (h *Hub) assemble(o Options) {
 	})
 	https := httpd.New(httpd.Options{
 		Store: h.store, Identity: h.identity, Authority: a, Feedback: h.feedback, Twins: h.twins, Devices: deviceLink{h.mqtt},
-		Registry: h.throttle.Registry, Faults: h.faults, Logger: o.Logger,
+		Registry: h.throttle.Registry, RetryAfter: o.Throttle.RetryAfter, Faults: h.faults, Logger: o.Logger,
 		Tunnels: map[string]func(net.Conn){"AMQPWSB10": h.amqp.ServeConn, "mqtt": h.mqtt.ServeConn},
 	})
 	h.endpoints = []endpoint{

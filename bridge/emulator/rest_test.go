@@ -212,5 +212,17 @@ func TestRegistryThrottleByREST(t *testing.T) {
 	require.Equal(t, 429, status)
 	require.Equal(t, "ThrottlingException", header.Get("iothub-errorcode"))
 	require.Contains(t, text, "ErrorCode:ThrottlingException;")
+	require.Empty(t, header.Get("Retry-After"), "IoT Hub is not known to send it")
 	require.NoError(t, h.Enqueue(c2d.Message{To: "/devices/d1/messages/devicebound"}))
+}
+
+func TestRetryAfterByREST(t *testing.T) {
+	h := runHub(t, emulator.Options{Devices: []string{"d1"}, Throttle: throttle.Options{Tier: throttle.S1, Burst: -1, RetryAfter: 1500 * time.Millisecond}})
+	r := newREST(t, h)
+	status, header, _ := r.do("registryRead", "GET", "/devices/d1", "")
+	require.Equal(t, 200, status)
+	require.Empty(t, header.Get("Retry-After"))
+	status, header, _ = r.do("registryRead", "GET", "/devices/d1", "")
+	require.Equal(t, 429, status)
+	require.Equal(t, "2", header.Get("Retry-After"))
 }

@@ -17,6 +17,7 @@ type hubRuleFlags struct {
 	tier                        string
 	units                       int
 	throttleBurst, throttleWait time.Duration
+	retryAfter                  time.Duration
 	dailyQuota                  int64
 	quotaCondition              string
 
@@ -40,6 +41,7 @@ func (f *hubRuleFlags) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.throttleWait, "throttle-backlog", 30*time.Second, "how long the hub delays a message before it refuses it as throttled; 0 delays none")
 	fs.Int64Var(&f.dailyQuota, "daily-quota", 0, "messages a day, in blocks of 4 KB, or 0.5 KB on F1 (default: the tier's)")
 	fs.StringVar(&f.quotaCondition, "quota-condition", "resource-limit", `condition of "the daily quota is used up": "resource-limit" (amqp:resource-limit-exceeded) or "quota" (com.microsoft:quota-exceeded)`)
+	fs.DurationVar(&f.retryAfter, "retry-after", 0, "Retry-After of REST answers 429, in whole seconds (default: no such header)")
 	fs.StringVar(&f.charset, "property-charset", "utf8", `characters of application properties: "utf8", or "documented" for the documented ASCII alone`)
 	fs.DurationVar(&f.ttl, "default-ttl", time.Hour, "time to live of a message without an expiry, at most 48h")
 	fs.DurationVar(&f.lock, "lock", time.Minute, "how long a delivered message stays locked")
@@ -82,6 +84,8 @@ func (f *hubRuleFlags) apply(o *emulator.Options) error {
 		return usagef("--feedback-max-deliveries: %d is not between 1 and 100", f.feedbackMaxDeliveries)
 	case f.throttleWait < 0:
 		return usagef("--throttle-backlog: %v is below 0", f.throttleWait)
+	case f.retryAfter < 0:
+		return usagef("--retry-after: %v is below 0", f.retryAfter)
 	case f.dailyQuota < 0:
 		return usagef("--daily-quota: %d is below 0", f.dailyQuota)
 	case f.dailyQuota > 0 && o.Throttle.Tier == throttle.Off:
@@ -90,6 +94,7 @@ func (f *hubRuleFlags) apply(o *emulator.Options) error {
 		return usagef("--sender-credit: 0 lets nobody send")
 	}
 	o.Throttle.Units, o.Throttle.Burst, o.Throttle.Backlog, o.Throttle.Daily = f.units, f.throttleBurst, f.throttleWait, f.dailyQuota
+	o.Throttle.RetryAfter = f.retryAfter
 	if f.throttleWait == 0 {
 		o.Throttle.Backlog = -1
 	}

@@ -35,14 +35,14 @@ func TestHubRuleFlags(t *testing.T) {
 		AMQP:     amqpd.Behaviour{Credit: 100},
 	}, o, "the hub's defaults")
 
-	o, err = hubRules(t, "--tier=s2", "--units=3", "--throttle-burst=5s", "--throttle-backlog=0", "--daily-quota=7", "--quota-condition=quota",
+	o, err = hubRules(t, "--tier=s2", "--units=3", "--throttle-burst=5s", "--throttle-backlog=0", "--daily-quota=7", "--quota-condition=quota", "--retry-after=9s",
 		"--property-charset=documented", "--default-ttl=2m", "--lock=3s", "--max-deliveries=4", "--delivery-count=deliveries", "--disabled-device=refuse",
 		"--feedback-every=1s", "--feedback-lock=2s", "--feedback-ttl=3m", "--feedback-max-deliveries=2", "--token-expiry=detach", "--sender-credit=1")
 	require.NoError(t, err)
 	require.Equal(t, emulator.Options{
 		Rules:    c2d.Rules{DefaultTTL: 2 * time.Minute, Lock: 3 * time.Second, MaxDeliveries: 4, Counting: c2d.CountDeliveries, Charset: c2d.Documented, RefuseDisabled: true},
 		Feedback: feedback.Rules{Every: time.Second, Lock: 2 * time.Second, TTL: 3 * time.Minute, MaxDeliveries: 2},
-		Throttle: throttle.Options{Tier: throttle.S2, Units: 3, Burst: 5 * time.Second, Backlog: -1, Daily: 7, QuotaCondition: "com.microsoft:quota-exceeded"},
+		Throttle: throttle.Options{Tier: throttle.S2, Units: 3, Burst: 5 * time.Second, Backlog: -1, Daily: 7, QuotaCondition: "com.microsoft:quota-exceeded", RetryAfter: 9 * time.Second},
 		AMQP:     amqpd.Behaviour{Credit: 1, DetachExpired: true},
 	}, o)
 }
@@ -58,6 +58,7 @@ func TestWrongHubRuleFlags(t *testing.T) {
 		"--feedback-max-deliveries=0": "--feedback-max-deliveries: 0 is not between 1 and 100",
 		"--feedback-every=-1s":        "--feedback-every: -1s is not above 0",
 		"--throttle-backlog=-1s":      "--throttle-backlog: -1s is below 0",
+		"--retry-after=-1s":           "--retry-after: -1s is below 0",
 		"--sender-credit=0":           "--sender-credit: 0 lets nobody send",
 		"--property-charset=ascii":    `--property-charset: "ascii" is none of utf8, documented`,
 		"--token-expiry=x":            `--token-expiry: "x" is none of close, detach`,

@@ -65,6 +65,8 @@ type Options struct {
 	// Registry is asked before every registry operation; a *c2d.Refusal refuses it. nil: none is refused.
 	Registry func() error
 	Faults   *fault.Injector // may be nil
+	// RetryAfter is told with every 429, in whole seconds, rounded up. 0: it is not.
+	RetryAfter time.Duration
 	// Tunnels serve connections that come over WebSocket, by subprotocol. They
 	// must return when their own server closes.
 	Tunnels map[string]func(net.Conn)
@@ -81,6 +83,7 @@ type Server struct {
 	devices   DeviceLink
 	registry  func() error
 	faults    *fault.Injector
+	retry     time.Duration
 	changing  sync.Mutex // serialises changes of twins, whose ETag is checked first
 	tunnels   map[string]func(net.Conn)
 	log       *slog.Logger
@@ -100,7 +103,7 @@ func New(o Options) *Server {
 	}
 	s := &Server{
 		store: o.Store, identity: o.Identity, authority: o.Authority, feedback: o.Feedback, twins: o.Twins, devices: o.Devices,
-		registry: o.Registry, faults: o.Faults, tunnels: o.Tunnels,
+		registry: o.Registry, faults: o.Faults, retry: o.RetryAfter, tunnels: o.Tunnels,
 		log: o.Logger.With("component", "httpd"), done: make(chan struct{}),
 	}
 	s.http = &http.Server{
@@ -214,6 +217,9 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 	if !errors.As(err, &r) {
 		s.fail(w, http.StatusInternalServerError, "ServerError", 500001, err.Error())
 		return
+	}
+	if r.Code/1000 == http.StatusTooManyRequests && s.retry > 0 {
+		w.Header().Set("Retry-After", strconv.FormatInt(int64((s.retry+time.Second-1)/time.Second), 10))
 	}
 	s.fail(w, r.Code/1000, nameOf(r.Code), r.Code, r.Text)
 }

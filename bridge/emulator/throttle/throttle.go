@@ -31,7 +31,10 @@ type Options struct {
 	Daily int64
 	// QuotaCondition is ResourceLimit, the default, or QuotaExceeded.
 	QuotaCondition string
-	Now            func() time.Time // nil: time.Now
+	// RetryAfter goes into the Retry-After header of every REST answer 429, in whole
+	// seconds, rounded up. The documentation does not say whether IoT Hub sends it; 0: no header.
+	RetryAfter time.Duration
+	Now        func() time.Time // nil: time.Now
 }
 
 // Throttle limits one hub. A nil *Throttle limits nothing. Safe for concurrent use.
