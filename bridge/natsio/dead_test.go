@@ -57,9 +57,9 @@ func TestDeadLetters(t *testing.T) {
 func TestDeadLettersOfAnyMessage(t *testing.T) {
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
-	d, err := NewDeadLetters(DeadLettersOptions{Conn: c, Name: "prod-eu.x", Create: true})
+	_, err := NewDeadLetters(DeadLettersOptions{Conn: c, Name: "prod-eu.x", Create: true})
 	require.Error(t, err)
-	d, err = NewDeadLetters(DeadLettersOptions{Conn: c, Name: "prod-eu", Create: true})
+	d, err := NewDeadLetters(DeadLettersOptions{Conn: c, Name: "prod-eu", Create: true})
 	require.NoError(t, err)
 	require.Equal(t, "PROD_EU_DEAD", d.Stream())
 	l := letter()
