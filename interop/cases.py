@@ -66,7 +66,7 @@ PAIRS = [
 OFFLINE = [("python-amqp", "python-mqtt"), ("node-amqp", "node-mqtt"), ("rhea-amqp", "paho-mqtt"), ("proton-amqp", "mosquitto-mqtt")]
 
 # What each sender says when the hub refuses: the class of the SDK's error, or the condition.
-# azure-iot-hub raises a bare Exception for every refused message, and hangs on a refused token (see docs/sdks.md).
+# azure-iot-hub raises a bare Exception for every refused message.
 REFUSALS = {
     "unknown-device": {"python-amqp": "Exception", "node-amqp": "DeviceNotFoundError", "node-ws": "DeviceNotFoundError", "rhea-amqp": "amqp:not-found", "proton-amqp": "amqp:not-found"},
     "full-queue": {
@@ -77,7 +77,7 @@ REFUSALS = {
     "already-expired": {"python-amqp": "Exception", "node-amqp": "ArgumentError", "rhea-amqp": "com.microsoft:argument-error", "proton-amqp": "com.microsoft:argument-error"},
     "wrong-key": {"python-amqp": "AuthenticationException", "node-amqp": "UnauthorizedError", "rhea-amqp": "cbs:401", "proton-amqp": "cbs:401"},
     "throttled": {"node-amqp": "ThrottlingError", "rhea-amqp": "com.microsoft:device-container-throttled", "proton-amqp": "com.microsoft:device-container-throttled"},
-    "no-right": {"node-amqp": "UnauthorizedError", "rhea-amqp": "amqp:unauthorized-access", "proton-amqp": "amqp:unauthorized-access"},
+    "no-right": {"python-amqp": "LinkDetach", "node-amqp": "UnauthorizedError", "rhea-amqp": "amqp:unauthorized-access", "proton-amqp": "amqp:unauthorized-access"},
 }
 LOGIN_REFUSALS = {"python-mqtt": "CredentialError", "python-ws": "CredentialError", "node-mqtt": "UnauthorizedError", "node-ws": "UnauthorizedError", "paho-mqtt": "Not authorized", "mosquitto-mqtt": "not authorised"}
 
