@@ -191,6 +191,11 @@ func (b *outbox) connect(ctx context.Context, session func(context.Context, *lin
 	before := b.base
 	b.mu.Unlock()
 	err = session(ctx, l)
+	select {
+	case denied := <-l.errs:
+		err = denied // a request without an answer, most likely: this is why
+	default:
+	}
 	if err == nil {
 		err = connError(settings.servers, cmpErr(nc.LastError(), nats.ErrConnectionClosed))
 	}

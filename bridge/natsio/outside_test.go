@@ -2,10 +2,13 @@ package natsio
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/stretchr/testify/require"
 
 	"downlink/bridge"
@@ -48,4 +51,22 @@ func TestOrderedPublisherIsNotReadyForAStreamOfOtherSubjects(t *testing.T) {
 		err := p.Ready()
 		return err != nil && strings.Contains(err.Error(), "stream EDGE stores other.>") && strings.Contains(err.Error(), "edge.>")
 	}, 10*time.Second, 10*time.Millisecond)
+}
+
+// A login that may not ask for the stream gets no answer; the reason is told, not the silence.
+func TestOrderedPublisherNamesAMissingPermission(t *testing.T) {
+	n := bridgetest.RunNATS(t, func(o *server.Options) {
+		o.Users = []*server.User{{Username: "u", Password: "p", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Deny: []string{"$JS.API.>"}}, Subscribe: &server.SubjectPermission{Allow: []string{">"}},
+		}}}
+	})
+	password := filepath.Join(t.TempDir(), "password")
+	require.NoError(t, os.WriteFile(password, []byte("p"), 0o600))
+	p, _ := runOrdered(t, n.URL(), func(o *PublisherOptions) {
+		o.Stream, o.Conn.User, o.Conn.PasswordFile = "EDGE", "u", password
+	})
+	require.Eventually(t, func() bool {
+		err := p.Ready()
+		return err != nil && strings.Contains(err.Error(), `missing NATS permission: publish to "$JS.API.`)
+	}, 20*time.Second, 10*time.Millisecond)
 }
