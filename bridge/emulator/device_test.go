@@ -13,6 +13,7 @@ import (
 
 	"downlink/bridge/emulator"
 	"downlink/bridge/emulator/c2d"
+	"downlink/bridge/emulator/mqttd"
 	"downlink/bridge/internal/sas"
 )
 
@@ -255,4 +256,14 @@ func TestExpiryByTheHubsClock(t *testing.T) {
 	require.NoError(t, h.Enqueue(message("d1", "m1", "x")))
 	ahead.Store(int64(time.Hour))
 	require.Eventually(t, func() bool { return h.Counts("d1").Expired == 1 }, wait, tick, "swept in the background")
+}
+
+func TestPropertiesMayComeInAnotherOrder(t *testing.T) {
+	h := runHub(t, emulator.Options{Devices: []string{"d1"}, MQTT: mqttd.Behaviour{ReverseProperties: true}})
+	d := connected(t, h, "d1")
+	require.Equal(t, byte(1), d.subscribe(t, "d1", 1))
+	m := message("d1", "m1", "x")
+	m.Properties = []c2d.Property{{Name: "a/b", Value: "1&2"}, {Name: "empty"}}
+	require.NoError(t, h.Enqueue(m))
+	require.Equal(t, "devices/d1/messages/devicebound/empty=&a%2Fb=1%262&%24.to=%2Fdevices%2Fd1%2Fmessages%2Fdevicebound&%24.mid=m1", d.next(t).Topic())
 }

@@ -17,6 +17,7 @@ type hubDeviceFlags struct {
 	badCredentials   int
 	resend, dup      bool
 	noSessionPresent bool
+	reverse          bool
 	telemetry        int
 	maxConnections   int
 }
@@ -30,6 +31,7 @@ func (f *hubDeviceFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.resend, "mqtt-resend", false, "send a message whose lock lapsed again on the same connection (default: on the next one)")
 	fs.BoolVar(&f.dup, "mqtt-dup", false, "set the DUP flag on a message that is sent again")
 	fs.BoolVar(&f.noSessionPresent, "mqtt-no-session-present", false, "never set the session-present flag of a CONNACK")
+	fs.BoolVar(&f.reverse, "mqtt-reverse-properties", false, "send the properties of a C2D topic in the opposite order")
 	fs.IntVar(&f.telemetry, "telemetry-keep", 10_000, "how many device-to-cloud messages to remember (64 MiB at most)")
 	fs.IntVar(&f.maxConnections, "max-connections", 65536, "connections that may be open at once at each listener; what comes beyond is closed")
 }
@@ -54,6 +56,7 @@ func (f *hubDeviceFlags) apply(o *emulator.Options) error {
 	o.Telemetry.Messages, o.MaxConnections = f.telemetry, f.maxConnections
 	o.MQTT = mqttd.Behaviour{
 		Window: f.window, CodeBadCredentials: byte(f.badCredentials), Resend: f.resend, Dup: f.dup, NoSessionPresent: f.noSessionPresent,
+		ReverseProperties: f.reverse,
 	}
 	switch f.firstSubscribe {
 	case "all":

@@ -27,10 +27,10 @@ func TestHubDeviceFlags(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, mqttd.Behaviour{Window: 10, CodeBadCredentials: 5}, o.MQTT)
 	o, err = parse("--mqtt-window=1", "--mqtt-first-subscribe=new", "--mqtt-bad-credentials=4", "--mqtt-resend", "--mqtt-dup",
-		"--mqtt-no-session-present", "--telemetry-keep=7", "--max-connections=8", "--tls-cert=c", "--tls-key=k")
+		"--mqtt-no-session-present", "--mqtt-reverse-properties", "--telemetry-keep=7", "--max-connections=8", "--tls-cert=c", "--tls-key=k")
 	require.NoError(t, err)
 	require.Equal(t, mqttd.Behaviour{
-		Window: 1, FirstSubscribe: mqttd.DeliverNew, CodeBadCredentials: 4, Resend: true, Dup: true, NoSessionPresent: true,
+		Window: 1, FirstSubscribe: mqttd.DeliverNew, CodeBadCredentials: 4, Resend: true, Dup: true, NoSessionPresent: true, ReverseProperties: true,
 	}, o.MQTT)
 	require.Equal(t, 7, o.Telemetry.Messages)
 	require.Equal(t, 8, o.MaxConnections)

@@ -26,6 +26,7 @@ type hubRuleFlags struct {
 	maxDeliveries  int
 	deliveryCount  string
 	disabledDevice string
+	deduplicate    bool
 
 	feedbackEvery, feedbackLock, feedbackTTL time.Duration
 	feedbackMaxDeliveries                    int
@@ -48,6 +49,7 @@ func (f *hubRuleFlags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&f.maxDeliveries, "max-deliveries", 10, "delivery count beyond which a message is dead lettered, 1 to 100")
 	fs.StringVar(&f.deliveryCount, "delivery-count", "abandons", `what counts as a delivery: "abandons" alone, as the documentation says today, or all "deliveries", as it said before`)
 	fs.StringVar(&f.disabledDevice, "disabled-device", "accept", `messages to a disabled device: "accept" or "refuse"`)
+	fs.BoolVar(&f.deduplicate, "deduplicate", false, "accept and do not queue a message whose ID is that of one pending for its device")
 	fs.DurationVar(&f.feedbackEvery, "feedback-every", 15*time.Second, "how long feedback is gathered, unless there are 64 records before")
 	fs.DurationVar(&f.feedbackLock, "feedback-lock", time.Minute, "how long a received feedback batch stays locked")
 	fs.DurationVar(&f.feedbackTTL, "feedback-ttl", time.Hour, "time to live of a feedback batch")
@@ -98,6 +100,7 @@ func (f *hubRuleFlags) apply(o *emulator.Options) error {
 	if f.throttleWait == 0 {
 		o.Throttle.Backlog = -1
 	}
+	o.Rules.Deduplicate = f.deduplicate
 	o.Rules.DefaultTTL, o.Rules.Lock, o.Rules.MaxDeliveries = f.ttl, f.lock, f.maxDeliveries
 	o.Feedback.Every, o.Feedback.Lock, o.Feedback.TTL, o.Feedback.MaxDeliveries = f.feedbackEvery, f.feedbackLock, f.feedbackTTL, f.feedbackMaxDeliveries
 	o.AMQP.Credit = f.senderCredit

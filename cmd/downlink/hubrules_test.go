@@ -36,11 +36,11 @@ func TestHubRuleFlags(t *testing.T) {
 	}, o, "the hub's defaults")
 
 	o, err = hubRules(t, "--tier=s2", "--units=3", "--throttle-burst=5s", "--throttle-backlog=0", "--daily-quota=7", "--quota-condition=quota", "--retry-after=9s",
-		"--property-charset=documented", "--default-ttl=2m", "--lock=3s", "--max-deliveries=4", "--delivery-count=deliveries", "--disabled-device=refuse",
+		"--property-charset=documented", "--default-ttl=2m", "--lock=3s", "--max-deliveries=4", "--delivery-count=deliveries", "--disabled-device=refuse", "--deduplicate",
 		"--feedback-every=1s", "--feedback-lock=2s", "--feedback-ttl=3m", "--feedback-max-deliveries=2", "--token-expiry=detach", "--sender-credit=1")
 	require.NoError(t, err)
 	require.Equal(t, emulator.Options{
-		Rules:    c2d.Rules{DefaultTTL: 2 * time.Minute, Lock: 3 * time.Second, MaxDeliveries: 4, Counting: c2d.CountDeliveries, Charset: c2d.Documented, RefuseDisabled: true},
+		Rules:    c2d.Rules{DefaultTTL: 2 * time.Minute, Lock: 3 * time.Second, MaxDeliveries: 4, Counting: c2d.CountDeliveries, Charset: c2d.Documented, RefuseDisabled: true, Deduplicate: true},
 		Feedback: feedback.Rules{Every: time.Second, Lock: 2 * time.Second, TTL: 3 * time.Minute, MaxDeliveries: 2},
 		Throttle: throttle.Options{Tier: throttle.S2, Units: 3, Burst: 5 * time.Second, Backlog: -1, Daily: 7, QuotaCondition: "com.microsoft:quota-exceeded", RetryAfter: 9 * time.Second},
 		AMQP:     amqpd.Behaviour{Credit: 1, DetachExpired: true},

@@ -28,6 +28,7 @@ type Device struct {
 type Counts struct {
 	Sends       uint64 // messages sent to it, refused ones included
 	Accepted    uint64
+	Duplicates  uint64 // accepted and not queued (Rules.Deduplicate)
 	Refused     uint64
 	Delivered   uint64 // handed to a session, repeats included
 	Redelivered uint64 // the repeats alone
@@ -106,6 +107,11 @@ func (d *device) enqueue(m Message, now time.Time) error {
 		return &Refusal{Condition: "amqp:not-allowed", Code: 400003, Text: "device " + d.id + " is disabled"}
 	}
 	d.sweep(now)
+	if d.store.rules.Deduplicate && d.pending(m.MessageID) {
+		d.counts.Accepted++
+		d.counts.Duplicates++
+		return nil
+	}
 	if len(d.queue) >= QueueDepth {
 		d.counts.Refused++
 		return &Refusal{Condition: "amqp:resource-limit-exceeded", Code: 403004, Text: "the queue of device " + d.id + " is full: 50 messages are pending"}
@@ -121,6 +127,11 @@ func (d *device) enqueue(m Message, now time.Time) error {
 	d.store.schedule(d, e.Expires)
 	d.wake()
 	return nil
+}
+
+// pending reports whether a message of this ID is in the queue.
+func (d *device) pending(id string) bool {
+	return id != "" && slices.ContainsFunc(d.queue, func(e *entry) bool { return e.Message.MessageID == id })
 }
 
 func (d *device) refuse() {

@@ -113,3 +113,19 @@ func TestDisabledDeviceMayRefuse(t *testing.T) {
 	require.NoError(t, err)
 	send(t, s, "d1", "2")
 }
+
+func TestPendingMessageIDMayCountAsARepeat(t *testing.T) {
+	s, _ := newStore(t, c2d.Options{Rules: c2d.Rules{Deduplicate: true}}, "d1")
+	twice := c2d.Message{To: to("d1"), MessageID: "m"}
+	require.NoError(t, s.Enqueue(twice))
+	require.NoError(t, s.Enqueue(twice))
+	require.NoError(t, s.Enqueue(c2d.Message{To: to("d1")}), "no ID: never a repeat")
+	require.NoError(t, s.Enqueue(c2d.Message{To: to("d1")}))
+	require.Len(t, s.Queue("d1"), 3)
+	require.Equal(t, uint64(1), s.Counts("d1").Duplicates)
+
+	s, _ = newStore(t, c2d.Options{}, "d1")
+	require.NoError(t, s.Enqueue(twice))
+	require.NoError(t, s.Enqueue(twice))
+	require.Len(t, s.Queue("d1"), 2, "by default there is no such thing")
+}

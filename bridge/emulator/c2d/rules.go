@@ -48,6 +48,9 @@ type Rules struct {
 	// RefuseDisabled refuses messages to a disabled device. The documentation
 	// does not say; by default its queue goes on accepting.
 	RefuseDisabled bool
+	// Deduplicate accepts a message whose message ID is that of a pending one of the
+	// same device, and does not queue it. There is no evidence that IoT Hub does.
+	Deduplicate bool
 }
 
 func (r Rules) withDefaults() Rules {

@@ -63,6 +63,7 @@ type Device struct {
 type Counts struct {
 	Sends       uint64 `json:"sends"` // refused ones included
 	Accepted    uint64 `json:"accepted"`
+	Duplicates  uint64 `json:"duplicates"`
 	Refused     uint64 `json:"refused"`
 	Delivered   uint64 `json:"delivered"` // repeats included
 	Redelivered uint64 `json:"redelivered"`

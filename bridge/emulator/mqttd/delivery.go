@@ -66,6 +66,9 @@ func (c *conn) send(d c2d.Delivery) (qos byte, err error) {
 		qos = 1 // unsubscribed since it was taken: it is not complete before its PUBACK
 	}
 	topic := Topic(c.device, d.Message)
+	if c.server.behaviour.ReverseProperties {
+		topic = reversed(topic)
+	}
 	if len(topic) > maxTopic {
 		c.log.Warn("a message cannot be delivered over MQTT: its properties make a topic of over 65535 bytes; it is rejected", "message_id", d.Message.MessageID)
 		c.session.Reject(d.Sequence)

@@ -58,6 +58,9 @@ type Behaviour struct {
 	// NoSessionPresent leaves the session-present flag of a CONNACK unset where
 	// MQTT 3.1.1 §3.2.2.2 wants it set.
 	NoSessionPresent bool
+	// ReverseProperties turns the order of a C2D topic's properties round. Which
+	// order IoT Hub keeps is not documented, so nobody should depend on one.
+	ReverseProperties bool
 	// OrderUnacknowledged sends no PUBACK for a message that orders a fault, as
 	// the tests of the C# SDK describe the hub; by default it gets one like any other.
 	OrderUnacknowledged bool

@@ -1,6 +1,7 @@
 package mqttd
 
 import (
+	"slices"
 	"strings"
 
 	"downlink/bridge/emulator/c2d"
@@ -46,6 +47,14 @@ func Topic(device string, m *c2d.Message) string {
 		}
 	}
 	return b.String()
+}
+
+// reversed is a topic with its property bag in the opposite order.
+func reversed(topic string) string {
+	i := strings.LastIndexByte(topic, '/') + 1 // no name or value has one, escaped as they are
+	pairs := strings.Split(topic[i:], "&")
+	slices.Reverse(pairs)
+	return topic[:i] + strings.Join(pairs, "&")
 }
 
 // bag writes a property bag: name=value pairs joined by "&". A null value is the
