@@ -164,8 +164,8 @@ func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
 				return nil, fmt.Errorf("hub %s: embedded, but this process has no embedded hub", h.Name)
 			}
 			o.ConnectionString, o.Address, o.RootCAs = e.ServiceConnectionString, e.AMQPAddress, e.RootCAs
-		} else if o.RootCAs, err = roots(h.CAFile); err != nil {
-			return nil, fmt.Errorf("hub %s: %w", h.Name, err)
+		} else if o.RootCAs, err = RootCAs(h.CAFile); err != nil {
+			return nil, fmt.Errorf("hub %s: ca_file: %w", h.Name, err)
 		}
 		client, err := hubservice.New(o)
 		if err != nil {

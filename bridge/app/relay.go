@@ -105,8 +105,8 @@ func (a *App) buildDevice(d config.Device) (*hubdevice.Client, error) {
 			return nil, fmt.Errorf("device %s: %w", d.Embedded, err)
 		}
 		o.Address, o.RootCAs = e.MQTTAddress, e.RootCAs
-	} else if o.RootCAs, err = roots(d.CAFile); err != nil {
-		return nil, err
+	} else if o.RootCAs, err = RootCAs(d.CAFile); err != nil {
+		return nil, fmt.Errorf("ca_file: %w", err)
 	}
 	return hubdevice.New(o)
 }

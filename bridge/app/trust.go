@@ -6,22 +6,22 @@ import (
 	"os"
 )
 
-// roots are the CAs to trust: the system's, and those in caFile if one is named.
-// nil means the system's alone.
-func roots(caFile string) (*x509.CertPool, error) {
-	if caFile == "" {
+// RootCAs are the CAs to trust: the system's, and those in the PEM file if one is
+// named. nil means the system's alone. The error names the file, not the setting it came from.
+func RootCAs(file string) (*x509.CertPool, error) {
+	if file == "" {
 		return nil, nil
 	}
-	pem, err := os.ReadFile(caFile)
+	pem, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("ca_file: %w", err)
+		return nil, err
 	}
 	pool, err := x509.SystemCertPool()
 	if err != nil {
 		pool = x509.NewCertPool()
 	}
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("ca_file %s: no PEM certificate in it", caFile)
+		return nil, fmt.Errorf("no PEM certificate in %s", file)
 	}
 	return pool, nil
 }

@@ -160,24 +160,13 @@ func (x *Session) Holds(sequence uint64) bool {
 
 // Complete ends a message well. It reports false if the session no longer holds
 // it: it expired, was purged, or went to another session.
-func (x *Session) Complete(sequence uint64) bool {
-	d := x.device
-	now := d.store.now()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.info.LastActivity = now
-	d.sweep(now)
-	e := d.remove(sequence, x.holds)
-	if e == nil {
-		return false
-	}
-	d.end(e, Success, now)
-	return true
-}
+func (x *Session) Complete(sequence uint64) bool { return x.end(sequence, Success) }
 
 // Reject dead letters a message that the device refuses or cannot be given. It
 // reports false as Complete does.
-func (x *Session) Reject(sequence uint64) bool {
+func (x *Session) Reject(sequence uint64) bool { return x.end(sequence, Rejected) }
+
+func (x *Session) end(sequence uint64, status string) bool {
 	d := x.device
 	now := d.store.now()
 	d.mu.Lock()
@@ -188,7 +177,7 @@ func (x *Session) Reject(sequence uint64) bool {
 	if e == nil {
 		return false
 	}
-	d.end(e, Rejected, now)
+	d.end(e, status, now)
 	return true
 }
 
