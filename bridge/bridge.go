@@ -8,6 +8,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"downlink/mapping"
@@ -37,9 +38,24 @@ type Replier interface {
 type Source interface {
 	// Name is the stream's name, or "core".
 	Name() string
-	// Receive blocks for the next delivery. It fails only when ctx is done.
+	// Receive blocks for the next delivery. It fails only when ctx is done, or with ErrDisowned.
 	Receive(ctx context.Context) (Delivery, error)
 }
+
+// Owned is a Source that one process at a time delivers from, as a JetStream
+// stream is. Its owner also has the stream's part of the mailbox.
+type Owned interface {
+	// Own blocks until the source is this process's. It fails only when ctx is done.
+	Own(ctx context.Context) error
+	// Held reports whether the source is surely still ours. It is cheap, never
+	// blocks, and is false in time also when this process was frozen meanwhile.
+	Held() bool
+}
+
+// ErrDisowned is what Receive of an Owned source returns, once, when another
+// process may own it now. Whatever it delivered is not ours to settle any more and
+// comes again to its owner; the next call is Own.
+var ErrDisowned = errors.New("another process may own the source now")
 
 // Finisher is a Source whose messages nobody keeps for a next owner, such as core NATS.
 type Finisher interface {
@@ -61,6 +77,76 @@ type Sender interface {
 type DeadLetters interface {
 	// Store blocks until the dead letter is durable.
 	Store(ctx context.Context, d DeadLetter) error
+}
+
+// Mailbox keeps, in JetStream, what waits beyond a lane's bound: the mapped
+// envelope with the original message. What a device has there of one source stream
+// is a box: its own queue, which only the owner of that stream reads and fills.
+// Safe for concurrent use; the order within a box is that of the calls of Append,
+// which the engine makes one after the other for one box.
+type Mailbox interface {
+	// Boxes lists the boxes of a source stream that hold anything, of all hubs.
+	Boxes(ctx context.Context, stream string) ([]Box, error)
+	// Append stores p behind all else in its box and sets p.Entry. It blocks until
+	// that is durable. repeat: this message was stored there before, lately, and may
+	// have had its fate since; nothing was stored, and p.Entry is 0. An error may be
+	// tried again without storing it twice; one that wraps ErrUnstorable is for good.
+	Append(ctx context.Context, p *Parcel) (repeat bool, err error)
+	// Next returns the first entry of a box above a sequence of the mailbox, or nil
+	// if there is none. One that wraps ErrFormat is for a newer version to read.
+	Next(ctx context.Context, b Box, above uint64) (*Parcel, error)
+	// Waiting lists the entries of a box with this coalescing key below a sequence of the mailbox.
+	Waiting(ctx context.Context, b Box, key string, below uint64) ([]*Parcel, error)
+	// Delete removes an entry whose fate is durable. It blocks until it is gone; one that is gone already is no error.
+	Delete(ctx context.Context, entry uint64) error
+}
+
+// Box names one device's part of the mailbox.
+type Box struct {
+	Hub, Device, Stream string
+	Entries             uint64 // as listed; else 0
+}
+
+// Parcel is one entry of the mailbox.
+type Parcel struct {
+	Entry    uint64            // its sequence in the mailbox; 0 before it is stored
+	Envelope *mapping.Envelope // ready to be sent
+	Message  *mapping.Input    // the original, for a dead letter; its Payload is the envelope's Body
+	Attempts int               // sends before it was stored
+	At       time.Time         // when it was stored first
+}
+
+var (
+	// ErrUnstorable is for a parcel that the mailbox can never hold, such as one larger than the server takes.
+	ErrUnstorable = errors.New("the mailbox can never hold it")
+	// ErrFormat is for an entry of a newer version of Downlink; it is left alone.
+	ErrFormat = errors.New("stored by a newer version of downlink")
+)
+
+// Receipts tells publishers what became of their messages. Safe for concurrent use.
+type Receipts interface {
+	// Record notes, before the send, what the hub's later feedback is to be matched
+	// with. It blocks until that is durable. The same envelope may be recorded again.
+	Record(ctx context.Context, c Correlation) error
+	// Store publishes a receipt and, where the correlation says that its publisher
+	// waits for this status, the reply. It blocks until the receipt is durable. The
+	// same receipt stored again soon is stored once.
+	Store(ctx context.Context, r Receipt, c Correlation) error
+}
+
+// Correlation is what is known of a message that asked for receipts, from before
+// its send until its last receipt.
+type Correlation struct {
+	ID, Device, Hub, Route string
+	Subject                string // the original
+	Stream                 string
+	Sequence               uint64
+	Trace                  string    // the W3C traceparent, if there was one
+	ReplyTo                string    // where an answer goes; "": nowhere
+	Wait                   string    // the status that the answer waits for: accepted (or ""), completed
+	Feedback               bool      // the hub will tell the outcome at the device (ack was asked)
+	Expires                time.Time // of the message at the hub; zero: the hub's default
+	SentAt                 time.Time
 }
 
 // DeadLetter is a whole message with the reason why it was not delivered.
@@ -90,6 +176,21 @@ const (
 	ReasonShutdown mapping.Reason = "shutdown"
 )
 
+// The statuses of receipts. Accepted, dead, dropped and replaced are fates at the
+// bridge; the others are the outcome at the device, by the hub's feedback.
+const (
+	StatusAccepted  = "accepted"
+	StatusDead      = "dead"
+	StatusDropped   = "dropped"
+	StatusReplaced  = "replaced"
+	StatusCompleted = "completed"
+	StatusRejected  = "rejected"
+	StatusExpired   = "expired"
+	StatusExceeded  = "delivery-count-exceeded"
+	StatusPurged    = "purged"
+	StatusUnknown   = "unknown" // no feedback by the message's expiry plus an hour
+)
+
 // Receipt is what became of one target of one message: the documented JSON body
 // of receipts and replies.
 type Receipt struct {
@@ -97,7 +198,7 @@ type Receipt struct {
 	Device    string    `json:"device,omitempty"`
 	Hub       string    `json:"hub,omitempty"`
 	Route     string    `json:"route,omitempty"`
-	Status    string    `json:"status"` // accepted, dead, dropped
+	Status    string    `json:"status"` // one of the Status constants
 	Reason    string    `json:"reason,omitempty"`
 	Condition string    `json:"condition,omitempty"`
 	Text      string    `json:"text,omitempty"`

@@ -12,6 +12,7 @@ type Input struct {
 	Stream   string    // "" for core NATS
 	Sequence uint64    // in Stream; 0 for core NATS
 	Time     time.Time // stored time (JetStream) or time of receipt (core NATS)
+	Reply    string    // where the publisher of a core NATS request waits for the answer; else ""
 }
 
 // Ack is the feedback a C2D message asks of the hub, as the text of the
@@ -51,6 +52,16 @@ type Envelope struct {
 	Ack             Ack
 	Properties      []Property // application properties, names unique
 	Body            []byte
+
+	// The rest is for the delivery and does not travel.
+
+	SendBy    time.Time // max_age: not to be sent later than this; zero: no bound but ExpiresAt
+	Priority  int       // the route's; higher goes first
+	Unordered bool      // order: none
+	Coalesce  string    // the key of coalesce: a newer message of the same device and key replaces this one while it waits; "": none
+	Receipts  bool      // receipts were asked for: by the route, by Ack, or by ReplyTo
+	ReplyTo   string    // where the outcome is answered; "": nowhere
+	Wait      string    // which outcome is answered: accepted ("" too) or completed
 }
 
 // MaxMessageSize is the largest C2D message in bytes, by Size's way of counting
