@@ -24,6 +24,7 @@ import (
 //	resend         sent again, the same bytes     keeps its place, waits  –
 //	link lost      sent again; 3rd in a row: dead keeps its place         2nd time: alone on the link
 //	unauthorized   stays at the head              keeps its place         waits, unhealthy
+//	not recorded   was not sent, tried again      keeps its place, waits  –
 //	unknown        sent again, bounded; then dead waits                   –
 //	expired        dead letter, before the wire   next                    –
 
@@ -46,6 +47,7 @@ const (
 	stepWait          // keep the head, hold the lane for a while
 	stepAgain         // keep the head and its place; the hub's gate decides when
 	stepReturn        // shutdown: let go of it, it comes again
+	stepDisowned      // another process may own its source: keep it until that is sure
 )
 
 // verdict is the step with what a dead letter must say.
@@ -62,12 +64,15 @@ func judge(it *item, err error, retryNoDevice bool) verdict {
 	}
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
+		if errors.Is(err, ErrDisowned) {
+			return verdict{step: stepDisowned}
+		}
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 			return verdict{step: stepReturn}
 		}
 		e = &Error{Class: Unknown, Op: "send", Err: err}
 	}
-	if e.Class != LinkLost && e.Class != Resend {
+	if e.Class != LinkLost && e.Class != Resend && e.Class != Unrecorded {
 		it.linkBreaks = 0 // the hub read it and answered
 	}
 	switch e.Class {
@@ -82,7 +87,7 @@ func judge(it *item, err error, retryNoDevice bool) verdict {
 		return verdict{step: stepDead, reason: orRefused(e.Reason)}
 	case Throttled, Paused, Unauthorized:
 		return verdict{step: stepAgain}
-	case Resend:
+	case Resend, Unrecorded:
 		return verdict{step: stepWait, wait: it.pause(e, retryFirst, retryMax)}
 	case LinkLost:
 		it.linkBreaks++

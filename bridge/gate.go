@@ -122,7 +122,7 @@ func (g *gate) outcome(device string, err error, now time.Time) (changed bool) {
 		} else {
 			g.open() // about one device only: the hub serves again
 		}
-	case e.Class == LinkLost, e.Class == Resend, e.Class == Refused && e.Condition == "":
+	case e.Class == LinkLost, e.Class == Resend, e.Class == Unrecorded, e.Class == Refused && e.Condition == "":
 		// Says nothing about the pace; a refusal without a condition is ours, before the wire.
 		g.probing = false
 	default:
@@ -131,6 +131,9 @@ func (g *gate) outcome(device string, err error, now time.Time) (changed bool) {
 	}
 	return g.closed != wasClosed
 }
+
+// unused is for a send that began and did not come to the wire.
+func (g *gate) unused() { g.probing = false }
 
 func (g *gate) open() {
 	g.closed, g.probing, g.guessed, g.backoff, g.cause = false, false, false, nil, ""
