@@ -275,7 +275,7 @@ func (b *Bridge) accept(ctx context.Context, d Delivery, release func()) {
 			it := newItem(m, r.Envelope)
 			it.group = targets > 1
 			if m.again() && b.recent.has(it) {
-				m.resolve(it.receipt(statusParked, "", h.name)) // it came from the mailbox, and has its fate
+				m.resolve(it.parked()) // it came from the mailbox, and has its fate
 				continue
 			}
 			h.enqueue(it, !h.room.admit(ctx))

@@ -384,7 +384,7 @@ func (h *hub) putBack(l *lane, it *item) {
 	l.stored++
 	l.above = entry - 1
 	l.tries, l.triesOf = &it.tries, entry
-	h.bridge.metrics.fate(Receipt{Route: it.envelope.Route, Status: statusParked})
+	h.bridge.metrics.fate(it.parked())
 }
 
 // resume ends a lane's wait.

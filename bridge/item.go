@@ -55,8 +55,13 @@ func restored(p *Parcel) *item {
 	return it
 }
 
+// parcel is what the mailbox stores of it. The caller holds the hub's mutex.
 func (it *item) parcel() *Parcel {
-	return &Parcel{Envelope: it.envelope, Message: it.message, Attempts: it.attempts, At: it.since}
+	p := &Parcel{Envelope: it.envelope, Message: it.message, At: it.since}
+	if !it.flying { // else its sender counts just now
+		p.Attempts = it.attempts
+	}
+	return p
 }
 
 // leave takes the item away from its source's message. False: somebody else has.
@@ -125,3 +130,6 @@ func (it *item) letter(reason mapping.Reason, err error, hubName string) *DeadLe
 	l.Condition, l.Text = explain(err)
 	return l
 }
+
+// parked counts the item as put into the mailbox; nobody gets such a receipt.
+func (it *item) parked() Receipt { return Receipt{Route: it.envelope.Route, Status: statusParked} }

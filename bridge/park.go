@@ -81,7 +81,7 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 	won := it.leave()
 	if won {
 		h.room.leave()
-		it.of.resolve(it.receipt(statusParked, "", h.name))
+		it.of.resolve(it.parked())
 	}
 	h.mu.Lock()
 	if won {
