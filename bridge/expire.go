@@ -2,7 +2,7 @@ package bridge
 
 import (
 	"context"
-	"errors"
+	"slices"
 	"time"
 )
 
@@ -34,24 +34,14 @@ func (h *hub) sweep(ctx context.Context, now time.Time) {
 	var boxes []*lane
 	h.mu.Lock()
 	for _, l := range h.lanes {
-		for _, list := range [][]*item{l.heads, l.tail} {
-			for _, it := range list {
-				if !it.flying && !it.group && it.expired(now) {
-					over = append(over, it)
-				}
+		for _, it := range slices.Concat(l.heads, l.tail) {
+			if !it.flying && it.expired(now) {
+				over = append(over, it)
+				h.remove(l, it)
 			}
 		}
 		if l.stored > 0 && l.flying == 0 && len(l.heads) == 0 && !now.Before(l.due) && len(boxes) < sweepReads {
 			boxes = append(boxes, l)
-		}
-	}
-	for _, it := range over {
-		l := h.lanes[keyOf(it)]
-		if l == nil {
-			l = h.lanes[laneKey{it.envelope.Device, it.message.Stream, false}]
-		}
-		if l != nil {
-			h.remove(l, it)
 		}
 	}
 	h.mu.Unlock()
@@ -71,34 +61,34 @@ func (h *hub) look(ctx context.Context, l *lane) {
 		return
 	}
 	l.flying++ // nobody else takes it up meanwhile
+	above := l.above
 	h.mu.Unlock()
-	var next time.Time
-	for ctx.Err() == nil {
-		it, err := h.load(l)
-		if err != nil && !errors.Is(err, ErrDisowned) {
-			next = time.Now().Add(time.Minute)
-		}
-		if it == nil {
+	var due time.Time
+	for {
+		q, err := h.bridge.parker.mailbox.Next(ctx, l.box(h.name), above)
+		if err != nil || q == nil {
+			due = time.Now().Add(time.Minute)
 			break
 		}
-		h.mu.Lock()
-		it.flying = false
+		it := restored(q)
 		if !it.expired(time.Now()) {
-			if next = it.deadline(); next.IsZero() {
-				next = time.Now().Add(24 * time.Hour) // not by time; look again some day
+			if due = it.deadline(); due.IsZero() {
+				due = time.Now().Add(24 * time.Hour) // never; but another one may be the first by then
 			}
-			h.putBack(l, it)
-			h.mu.Unlock()
 			break
 		}
-		h.remove(l, it)
+		above = q.Entry
+		h.mu.Lock()
+		fresh := h.takeUp(l, q.Entry)
 		h.mu.Unlock()
-		h.end(it, "", it.letter(ReasonExpired, errExpired, h.name))
+		if fresh {
+			h.end(it, "", it.letter(ReasonExpired, errExpired, h.name))
+		}
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	l.flying--
-	l.due = next
+	l.due = due
 	h.tidy(l)
 	h.list(l)
 	h.dispatch()

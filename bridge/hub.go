@@ -347,12 +347,12 @@ func (h *hub) finished() {
 
 // hold keeps the lane out of the ready list for a while. The caller holds mu.
 func (h *hub) hold(l *lane, it *item, wait time.Duration, err error) {
-	if !l.warned {
-		l.warned = true
-		h.log.Warn("device waits", "device_id", l.key.device, "route", it.envelope.Route, "message_id", it.envelope.MessageID, "err", err)
-	}
 	if e, ok := errors.AsType[*Error](err); ok {
 		l.why = e.Class
+	}
+	if !l.warned && l.why != Unrecorded { // that is about NATS, and told once
+		l.warned = true
+		h.log.Warn("device waits", "device_id", l.key.device, "route", it.envelope.Route, "message_id", it.envelope.MessageID, "err", err)
 	}
 	if l.timer != nil {
 		l.timer.Stop()

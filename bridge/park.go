@@ -224,14 +224,9 @@ func (h *hub) load(l *lane) (*item, error) {
 			return nil, err
 		}
 		h.mu.Lock()
-		l.above = q.Entry
-		if _, gone := l.gone[q.Entry]; gone {
-			delete(l.gone, q.Entry)
+		if !h.takeUp(l, q.Entry) {
 			h.mu.Unlock()
 			continue
-		}
-		if l.stored > 0 {
-			l.stored--
 		}
 		it := restored(q)
 		if l.tries != nil && l.triesOf == q.Entry {
@@ -242,10 +237,24 @@ func (h *hub) load(l *lane) (*item, error) {
 		l.heads = append(l.heads, it)
 		l.bytes += it.size
 		l.priority = it.envelope.Priority
-		h.bridge.metrics.restored()
 		h.mu.Unlock()
 		return it, nil
 	}
+}
+
+// takeUp notes that the lane's next entry is taken out of the mailbox's order.
+// False: it was replaced, and has its fate. The caller holds mu.
+func (h *hub) takeUp(l *lane, entry uint64) bool {
+	l.above = entry
+	if _, gone := l.gone[entry]; gone {
+		delete(l.gone, entry)
+		return false
+	}
+	if l.stored > 0 {
+		l.stored--
+	}
+	h.bridge.metrics.restored()
+	return true
 }
 
 // unloaded is for a load that gave nothing: the entries are gone, or cannot be read now.
