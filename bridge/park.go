@@ -245,7 +245,7 @@ func (h *hub) load(l *lane) (*item, error) {
 // takeUp notes that the lane's next entry is taken out of the mailbox's order.
 // False: it was replaced, and has its fate. The caller holds mu.
 func (h *hub) takeUp(l *lane, entry uint64) bool {
-	l.above = entry
+	l.above, l.due = entry, time.Time{}
 	if _, gone := l.gone[entry]; gone {
 		delete(l.gone, entry)
 		return false
