@@ -16,9 +16,10 @@ const (
 // there. Each is due after a back-off of its own. First comes what was woken, then
 // what has been due for longest: with more full queues than the budget has probes
 // for, each gets its turn, and none that stays full keeps another from being tried.
-// It is pure; the hub's mutex guards it, and time is what it is told. The scheduler calls wait when a lane's head was answered with queue full. While due
-// says so and the budget allows a probe (for a lane that was woken: a normal send) it
-// pops a lane and sends its head. A lane that got room or has nothing left is forgotten.
+// It is pure; the hub's mutex guards it, and time is what it is told. The scheduler
+// calls wait when a lane's head was answered with queue full. While due says so and
+// the budget allows a probe (for a lane that was woken: a normal send) it pops a lane
+// and sends its head. A lane that got room or has nothing left is forgotten.
 type probeQueue[T comparable] struct {
 	list    []*probeWait[T] // a heap by due and turn
 	lanes   map[T]*probeWait[T]
