@@ -90,11 +90,11 @@ var cuts = [...]float64{0.9, 0.8, 0.65, 0.5}
 //
 //   - accepted: the hub took it;
 //   - throttled, with the time at which that send began: the hub says slow down;
-//   - answered: the hub said anything else about the message (queue full, no such
-//     device, refused by a condition of the hub's).
+//   - answered: the hub said something else about the message itself (queue full, no
+//     such device, refused by a condition of the hub's).
 //
 // Nothing is told of what says nothing about the pace: a lost link, a released
-// message, a refusal before the wire, the end of the process.
+// message, a condition we do not know, a refusal before the wire, the end of the process.
 //
 // The bucket holds one second's worth of tokens, one at least, and is filled at
 // 59/60 of the rate: it bridges late timers and short pauses with a window in
@@ -214,10 +214,11 @@ func (b *budget) probe(now time.Time) (ok bool, wait time.Duration) {
 	return true, 0
 }
 
-// closed is how long nothing at all is sent.
+// closed is how long nothing at all is sent. It is at most a minute, then to be asked
+// again: the clock may be set, or the machine sleep, before midnight.
 func (b *budget) closed(now time.Time) time.Duration {
 	if until, yes := b.exhausted(now); yes {
-		return until.Sub(now)
+		return min(longestHold, until.Sub(now))
 	}
 	return max(0, b.until.Sub(now))
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"downlink/bridge/emulator/throttle"
 )
 
 // shapedHub is a hub's throttle: burst worth of messages is served at once, then
@@ -186,4 +188,33 @@ func TestPaceForgetsALoneThrottle(t *testing.T) {
 	s.run(2 * time.Minute)
 	s.run(time.Minute)
 	require.GreaterOrEqual(t, s.goodput(time.Minute), 900.)
+}
+
+// Beside the embedded hub's own idea of the tiers, with next to no shaping: neither
+// rate nor quota is ever overrun, and both ends count the same.
+func TestPaceBesideTheEmbeddedHub(t *testing.T) {
+	for _, tier := range []throttle.Tier{throttle.F1, throttle.S1, throttle.S2, throttle.S3} {
+		t.Run(string(tier), func(t *testing.T) {
+			const size, daily = 600, 20_000
+			now := noon
+			hub, err := throttle.New(throttle.Options{Tier: tier, Burst: time.Second, Backlog: -1, Daily: daily, Now: func() time.Time { return now }})
+			require.NoError(t, err)
+			b := newBudget(PaceOptions{Tier: string(tier), DailyMessages: daily})
+			for end := noon.Add(30 * time.Minute); now.Before(end); {
+				ok, wait := b.take(now)
+				if !ok {
+					now = now.Add(wait)
+					continue
+				}
+				_, err := hub.Send(size)
+				require.NoError(t, err)
+				b.accepted(now, size)
+			}
+			require.Equal(t, hub.Status().Used, b.used)
+			tiers := newBudget(PaceOptions{Tier: string(tier), Units: 1})
+			hub, err = throttle.New(throttle.Options{Tier: tier})
+			require.NoError(t, err)
+			require.Equal(t, hub.Status().Quota, tiers.limit)
+		})
+	}
 }

@@ -214,9 +214,10 @@ func TestPaceQuota(t *testing.T) {
 	for _, ask := range []func(time.Time) (bool, time.Duration){b.take, b.probe} {
 		ok, wait := ask(noon)
 		require.False(t, ok)
-		require.Equal(t, 12*time.Hour, wait)
-		ok, _ = ask(midnight.Add(-1))
+		require.Equal(t, time.Minute, wait, "then the clock is read again")
+		ok, wait = ask(midnight.Add(-1))
 		require.False(t, ok)
+		require.EqualValues(t, 1, wait)
 	}
 	require.Equal(t, PaceStatus{Source: "unlimited", Until: midnight, Exhausted: true, Used: 21, Limit: 10}, b.status(noon))
 	ok, _ := b.take(midnight)
