@@ -56,6 +56,8 @@ type HubOptions struct {
 	Sender Sender
 	// Window is how many messages may be in flight at once. Default 512.
 	Window int
+	// Pace is how fast the hub may be sent to. The zero value is learned from its answers.
+	Pace PaceOptions
 }
 
 // Bridge is the delivery engine. Make one with New, run it once.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 )
@@ -23,14 +22,18 @@ type hub struct {
 
 	mu       sync.Mutex // guards all below, the lanes and their items
 	lanes    map[laneKey]*lane
-	full     map[string][]*lane // by device: lanes that wait for room in its queue
 	busy     map[string][]*lane // by device with a message in flight: its lanes, of other streams, that wait for that
 	ready    levels
 	solo     fifo // lanes whose head must be alone on the link
 	alone    bool // such a head is in flight
 	inFlight int
+	window   int
 	gate     gate
-	timer    *time.Timer // wakes dispatch when the gate may be probed
+	budget   budget
+	probes   *probeQueue[*lane] // lanes whose device has no room, or is not known yet
+	timer    *time.Timer        // wakes dispatch when something may start
+	wakeAt   time.Time          // when it does
+	slowed   time.Time          // when the log told last that the hub throttles
 	draining bool
 	drained  chan struct{} // closed when draining and no lane is left
 	closed   bool          // nothing starts any more
@@ -47,9 +50,11 @@ func newHub(o HubOptions, b *Bridge) *hub {
 		bridge:  b,
 		log:     b.log.With("hub", o.Name),
 		lanes:   make(map[laneKey]*lane),
-		full:    make(map[string][]*lane),
 		busy:    make(map[string][]*lane),
-		gate:    newGate(window),
+		window:  window,
+		gate:    newGate(),
+		budget:  newBudget(o.Pace),
+		probes:  newProbeQueue[*lane](),
 		room:    newIntake(b.options.MaxHeld * 3 / 4 / len(b.options.Hubs)),
 		drained: make(chan struct{}),
 	}
@@ -157,31 +162,21 @@ func (h *hub) dispatch() {
 
 // next takes what is to be done now. The caller holds mu.
 func (h *hub) next() (job, bool) {
-	for {
-		l := h.pick()
-		if l == nil {
-			return job{}, false
-		}
-		l.listed = false
-		if _, _, ok := l.next(); !ok {
-			h.alone = false
-			continue // what made it ready is gone: replaced, or given back
-		}
-		if !l.key.unordered {
-			if waiting, busy := h.busy[l.key.device]; busy {
-				h.alone = false
-				l.listed = true
-				h.busy[l.key.device] = append(waiting, l)
-				continue
-			}
-			h.busy[l.key.device] = nil
-		}
-		j := job{lane: l, item: l.take()}
-		h.list(l) // it may start more if its route needs no order
-		h.inFlight++
-		h.gate.started()
-		return j, true
+	l := h.pick(time.Now())
+	if l == nil {
+		return job{}, false
 	}
+	if !l.key.unordered {
+		h.busy[l.key.device] = nil
+	}
+	j := job{lane: l, item: l.take()}
+	if j.item != nil {
+		j.item.begun = time.Now()
+	}
+	h.list(l) // it may start more if its route needs no order
+	h.inFlight++
+	h.gate.started()
+	return j, true
 }
 
 // landed ends what l had under way. The caller holds mu.
@@ -200,29 +195,125 @@ func (h *hub) landed(l *lane) {
 	}
 }
 
-// pick takes the lane whose turn it is off its list, or returns nil.
-func (h *hub) pick() *lane {
-	if h.closed || h.alone || h.solo.len()+h.ready.len() == 0 {
+// pick takes the lane whose turn it is off its list, or returns nil and sees to it
+// that dispatch is called when there may be one. The caller holds mu.
+func (h *hub) pick(now time.Time) *lane {
+	if h.closed || h.alone || h.inFlight >= h.window {
 		return nil
 	}
 	if h.solo.len() > 0 && h.inFlight > 0 {
 		return nil // the link must empty first; nothing new starts meanwhile
 	}
-	ok, wait := h.gate.admits(h.inFlight, time.Now())
-	switch {
-	case ok && h.solo.len() > 0:
+	if ok, wait := h.gate.admits(now); !ok {
+		h.wakeIn(now, wait)
+		if !h.gate.doubts() {
+			return nil
+		}
+		return h.turn(&h.ready, func(l *lane) bool { return !h.gate.suspects(l.key.device) })
+	}
+	if l := h.probe(now); l != nil {
+		return l
+	}
+	if l := h.turn(&h.solo, nil); l != nil {
+		if !h.pays(now) {
+			h.solo.putBack(l)
+			return nil
+		}
 		h.alone = true
-		return h.solo.pop()
-	case ok:
-		return h.ready.pop()
+		l.listed = false
+		return l
 	}
-	if wait > 0 && h.timer == nil {
-		h.timer = time.AfterFunc(wait, h.wake)
-	}
-	if !h.gate.doubts() {
+	l := h.turn(&h.ready, nil)
+	if l != nil && !h.pays(now) {
+		l.listed = true
+		h.ready.putBack(l)
 		return nil
 	}
-	return h.ready.take(func(l *lane) bool { return !h.gate.suspects(l.key.device) })
+	return l
+}
+
+// queue is a list of lanes that are ready.
+type queue interface {
+	pop() *lane                         // nil: none
+	take(wanted func(*lane) bool) *lane // the first one wanted
+}
+
+// turn takes the first lane off a list that can start something; those that cannot
+// leave it: what made them ready is gone, or their device has a message of another
+// stream in flight.
+func (h *hub) turn(q queue, wanted func(*lane) bool) *lane {
+	for {
+		var l *lane
+		if wanted == nil {
+			l = q.pop()
+		} else {
+			l = q.take(wanted)
+		}
+		if l == nil {
+			return nil
+		}
+		if !l.key.unordered {
+			if waiting, busy := h.busy[l.key.device]; busy {
+				h.busy[l.key.device] = append(waiting, l) // still listed
+				continue
+			}
+		}
+		l.listed = false
+		if _, _, ok := l.next(); ok {
+			return l
+		}
+	}
+}
+
+// probe takes a lane that waits for room and is due, if the budget has a probe.
+func (h *hub) probe(now time.Time) *lane {
+	for {
+		due, woken, wait := h.probes.due(now)
+		if !due {
+			h.wakeIn(now, wait)
+			return nil
+		}
+		ask := h.budget.probe
+		if woken {
+			ask = h.budget.take
+		}
+		ok, wait := ask(now)
+		if !ok {
+			h.wakeIn(now, wait)
+			return nil
+		}
+		l := h.probes.pop()
+		l.waits = false
+		if _, _, ok := l.next(); !ok {
+			continue // all of it was replaced, has expired, or was given back
+		}
+		if _, busy := h.busy[l.key.device]; busy && !l.key.unordered {
+			h.list(l) // its other lane is about to find out
+			continue
+		}
+		return l
+	}
+}
+
+// pays takes one send's token from the budget.
+func (h *hub) pays(now time.Time) bool {
+	ok, wait := h.budget.take(now)
+	if !ok {
+		h.wakeIn(now, wait)
+	}
+	return ok
+}
+
+// wakeIn has dispatch called after d; 0: something else will.
+func (h *hub) wakeIn(now time.Time, d time.Duration) {
+	at := now.Add(d)
+	if d <= 0 || h.timer != nil && !at.Before(h.wakeAt) {
+		return
+	}
+	if h.timer != nil {
+		h.timer.Stop()
+	}
+	h.wakeAt, h.timer = at, time.AfterFunc(d, h.wake)
 }
 
 func (h *hub) wake() {
@@ -277,9 +368,7 @@ func (h *hub) finish(l *lane, it *item, err error) (job, bool) {
 	h.mu.Lock()
 	it.flying = false
 	h.landed(l)
-	if h.gate.outcome(l.key.device, err, time.Now()) {
-		h.logGate()
-	}
+	h.learn(l, it, err)
 	replaced := false
 	switch {
 	case v.step == stepAccepted, v.step == stepDead:
@@ -290,10 +379,9 @@ func (h *hub) finish(l *lane, it *item, err error) (job, bool) {
 	case it.superseded:
 		replaced = true
 		h.remove(l, it)
+	case v.step == stepProbe:
+		h.await(l, it, err)
 	case v.step == stepWait:
-		if e, ok := errors.AsType[*Error](err); ok && e.Class == QueueFull {
-			v.wait = max(v.wait, h.gate.pace())
-		}
 		h.hold(l, it, v.wait, err)
 	case v.step == stepDisowned:
 		l.waits = true // until Receive says so too
@@ -308,10 +396,35 @@ func (h *hub) finish(l *lane, it *item, err error) (job, bool) {
 	return j, ok
 }
 
+// learn has gate and budget draw their conclusions from a send's end. The caller holds mu.
+func (h *hub) learn(l *lane, it *item, err error) {
+	now := time.Now()
+	if h.gate.outcome(l.key.device, err, now) {
+		h.logGate()
+	}
+	e, failed := errors.AsType[*Error](err)
+	switch {
+	case err == nil:
+		h.budget.accepted(now, it.envelope.Size())
+	case !failed:
+	case e.Class == Throttled:
+		h.budget.throttled(it.begun, now)
+		if now.Sub(h.slowed) > time.Minute {
+			h.slowed = now
+			h.log.Warn("the hub throttles; sending slower", "pace", h.budget.status(now).String(), "err", err)
+		}
+	case e.Class == QueueFull, e.Class == NoDevice, e.Class == Refused && e.Condition != "":
+		h.budget.answered(now)
+	}
+}
+
 // remove drops an item that has its fate, and the lane with its last one. The caller holds mu.
 func (h *hub) remove(l *lane, it *item) {
 	l.drop(it)
-	l.warned = false
+	if l.warned {
+		l.warned = false
+		h.probes.forget(l)
+	}
 	h.tidy(l)
 }
 
@@ -327,9 +440,9 @@ func (h *hub) tidy(l *lane) {
 		l.timer.Stop()
 		l.timer = nil
 	}
+	h.probes.forget(l)
 	if h.lanes[l.key] == l {
 		delete(h.lanes, l.key)
-		delete(h.full, l.key.device)
 		h.gate.forget(l.key.device)
 	}
 	if h.draining && len(h.lanes) == 0 {
@@ -347,27 +460,29 @@ func (h *hub) finished() {
 
 // hold keeps the lane out of the ready list for a while. The caller holds mu.
 func (h *hub) hold(l *lane, it *item, wait time.Duration, err error) {
-	if e, ok := errors.AsType[*Error](err); ok {
-		l.why = e.Class
-	}
-	if !l.warned && l.why != Unrecorded { // that is about NATS, and told once
-		l.warned = true
-		h.log.Warn("device waits", "device_id", l.key.device, "route", it.envelope.Route, "message_id", it.envelope.MessageID, "err", err)
-	}
+	h.waiting(l, it, err)
 	if l.timer != nil {
 		l.timer.Stop()
 	}
-	l.waits = true
 	l.timer = time.AfterFunc(wait, func() { h.resume(l) })
-	switch l.why {
-	case QueueFull:
-		if !slices.Contains(h.full[l.key.device], l) {
-			h.full[l.key.device] = append(h.full[l.key.device], l)
-		}
-		h.putBack(l, it)
-	case NoDevice:
-		h.putBack(l, it)
+}
+
+// await keeps the lane out of the ready list until it is probed: what it waits for
+// is its device's matter. The caller holds mu.
+func (h *hub) await(l *lane, it *item, err error) {
+	h.waiting(l, it, err)
+	h.probes.wait(l, l.key.device, time.Now())
+	h.putBack(l, it)
+}
+
+// waiting notes that a lane waits. The caller holds mu.
+func (h *hub) waiting(l *lane, it *item, err error) {
+	e, ok := errors.AsType[*Error](err)
+	if !l.warned && !(ok && e.Class == Unrecorded) { // that is about NATS, and told once
+		l.warned = true
+		h.log.Warn("device waits", "device_id", l.key.device, "route", it.envelope.Route, "message_id", it.envelope.MessageID, "err", err)
 	}
+	l.waits = true
 	if h.room.crowded() && h.bridge.parker.mailbox != nil && l.key.stream != "" && !l.key.unordered {
 		h.spill(l) // what waits must not hold the places of what could go
 	}
@@ -396,18 +511,13 @@ func (h *hub) resume(l *lane) {
 	h.dispatch()
 }
 
-// freed is the hub's word, by feedback, that a device's queue has room again.
+// freed is the hub's word, by feedback, that a device's queue has room for one more.
 func (h *hub) freed(device string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, l := range h.full[device] {
-		if l.waits && l.timer != nil && l.timer.Stop() {
-			l.waits, l.timer = false, nil
-			h.list(l)
-		}
+	if h.probes.wake(device) {
+		h.dispatch()
 	}
-	delete(h.full, device)
-	h.dispatch()
 }
 
 func (h *hub) logGate() {
@@ -427,6 +537,7 @@ func (h *hub) disown(stream string) {
 			continue
 		}
 		l.orphan = true
+		h.probes.forget(l)
 		h.release(l)
 		delete(h.lanes, key)
 	}

@@ -46,8 +46,7 @@ type lane struct {
 	// inherited: it had entries when this process became the owner.
 	inherited bool
 
-	waits  bool // its head waits for its timer
-	why    Class
+	waits  bool // its head waits: for its timer, or among the hub's probes
 	timer  *time.Timer
 	warned bool // this streak of waiting has been logged
 }

@@ -27,16 +27,18 @@ type Status struct {
 
 // HubStatus is one hub's part of Status.
 type HubStatus struct {
-	Name         string    `json:"name"`
-	State        string    `json:"state"` // open, or the class it waits for
-	Cause        string    `json:"cause,omitempty"`
-	Until        time.Time `json:"until,omitzero"`
-	InFlight     int       `json:"in_flight"`
-	Window       int       `json:"window"`
-	Lanes        int       `json:"lanes"`
-	LanesWaiting int       `json:"lanes_waiting"`
-	Waiting      int       `json:"waiting"` // messages in lanes, those in flight included
-	Mailbox      uint64    `json:"mailbox"` // messages in the mailbox beside those
+	Name         string     `json:"name"`
+	State        string     `json:"state"` // open, or the class it waits for
+	Cause        string     `json:"cause,omitempty"`
+	Until        time.Time  `json:"until,omitzero"`
+	InFlight     int        `json:"in_flight"`
+	Window       int        `json:"window"`
+	Pace         PaceStatus `json:"pace"`
+	DrainSeconds float64    `json:"drain_seconds"` // until all that waits is sent, at this pace; 0: not known
+	Lanes        int        `json:"lanes"`
+	LanesWaiting int        `json:"lanes_waiting"`
+	Waiting      int        `json:"waiting"` // messages in lanes, those in flight included
+	Mailbox      uint64     `json:"mailbox"` // messages in the mailbox beside those
 }
 
 // Status takes a snapshot. Safe for concurrent use, also while Run runs.
@@ -123,7 +125,9 @@ var (
 	descWaiting  = prometheus.NewDesc("downlink_bridge_waiting", "Targets without a fate yet.", nil, nil)
 	descSends    = prometheus.NewDesc("downlink_bridge_sends_total", "Sends by the hub's outcome.", []string{"hub", "outcome"}, nil)
 	descInFlight = prometheus.NewDesc("downlink_bridge_in_flight", "Sends in flight.", []string{"hub"}, nil)
-	descWindow   = prometheus.NewDesc("downlink_bridge_window", "Sends that may be in flight now; the hub's throttle lowers it.", []string{"hub"}, nil)
+	descWindow   = prometheus.NewDesc("downlink_bridge_window", "Sends that may be in flight.", []string{"hub"}, nil)
+	descRate     = prometheus.NewDesc("downlink_bridge_rate", "Messages a second that the hub is sent now at most; 0 when nothing limits it.", []string{"hub"}, nil)
+	descDaily    = prometheus.NewDesc("downlink_bridge_quota_used", "The day's messages of this process, in the blocks of the hub's quota.", []string{"hub"}, nil)
 	descLanes    = prometheus.NewDesc("downlink_bridge_lanes", "Devices with messages, by state.", []string{"hub", "state"}, nil)
 	descOpen     = prometheus.NewDesc("downlink_bridge_hub_open", "1 when the hub takes messages, 0 when it waits (throttled, quota, unauthorized).", []string{"hub"}, nil)
 )
@@ -133,7 +137,7 @@ type collector struct{ b *Bridge }
 
 // Describe implements prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descReceived, descExpanded, descRestored, descMailbox, descFates, descReturned, descWaiting, descSends, descInFlight, descWindow, descLanes, descOpen} {
+	for _, d := range []*prometheus.Desc{descReceived, descExpanded, descRestored, descMailbox, descFates, descReturned, descWaiting, descSends, descInFlight, descWindow, descRate, descDaily, descLanes, descOpen} {
 		ch <- d
 	}
 }
@@ -156,6 +160,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descMailbox, int(h.Mailbox), h.Name)
 		gauge(descInFlight, h.InFlight, h.Name)
 		gauge(descWindow, h.Window, h.Name)
+		ch <- prometheus.MustNewConstMetric(descRate, prometheus.GaugeValue, h.Pace.Rate, h.Name)
+		gauge(descDaily, int(h.Pace.Used), h.Name)
 		gauge(descLanes, h.LanesWaiting, h.Name, "waiting")
 		gauge(descLanes, h.Lanes-h.LanesWaiting, h.Name, "flowing")
 		open := 1
@@ -179,7 +185,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 func (h *hub) status() HubStatus {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := HubStatus{Name: h.name, State: "open", InFlight: h.inFlight, Window: h.gate.limit, Lanes: len(h.lanes)}
+	s := HubStatus{Name: h.name, State: "open", InFlight: h.inFlight, Window: h.window, Lanes: len(h.lanes)}
 	for _, l := range h.lanes {
 		s.Waiting += len(l.heads) + len(l.tail)
 		s.Mailbox += l.stored
@@ -187,8 +193,16 @@ func (h *hub) status() HubStatus {
 			s.LanesWaiting++
 		}
 	}
-	if h.gate.closed {
+	now := time.Now()
+	s.Pace = h.budget.status(now)
+	s.DrainSeconds = h.budget.timeToDrain(uint64(s.Waiting)+s.Mailbox, now).Seconds()
+	switch {
+	case h.gate.closed:
 		s.State, s.Cause, s.Until = h.gate.class.String(), h.gate.cause, h.gate.until
+	case s.Pace.Exhausted:
+		s.State, s.Cause, s.Until = "quota", "the day's quota is used up by what this bridge sent", s.Pace.Until
+	case !s.Pace.Until.IsZero():
+		s.State, s.Cause, s.Until = Throttled.String(), "the hub throttles every message", s.Pace.Until
 	}
 	return s
 }

@@ -21,7 +21,7 @@ const lowTurn = 8
 func (q *levels) len() int { return q.n }
 
 func (q *levels) push(l *lane) {
-	i, ok := slices.BinarySearchFunc(q.list, l.priority, func(v *level, p int) int { return p - v.priority })
+	i, ok := q.find(l.priority)
 	if !ok {
 		q.list = slices.Insert(q.list, i, &level{priority: l.priority})
 	}
@@ -29,7 +29,14 @@ func (q *levels) push(l *lane) {
 	q.n++
 }
 
+func (q *levels) find(priority int) (int, bool) {
+	return slices.BinarySearchFunc(q.list, priority, func(v *level, p int) int { return p - v.priority })
+}
+
 func (q *levels) pop() *lane {
+	if q.n == 0 {
+		return nil
+	}
 	q.turns++
 	low := q.turns%lowTurn == 0
 	for i := range q.list {
@@ -42,6 +49,14 @@ func (q *levels) pop() *lane {
 		}
 	}
 	return nil
+}
+
+// putBack undoes a pop.
+func (q *levels) putBack(l *lane) {
+	q.turns--
+	i, _ := q.find(l.priority)
+	q.list[i].putBack(l)
+	q.n++
 }
 
 // take removes the first lane that wanted accepts; nil: none does.
@@ -76,7 +91,20 @@ func (f *fifo) take(wanted func(*lane) bool) *lane {
 	return nil
 }
 
+// putBack undoes a pop.
+func (f *fifo) putBack(l *lane) {
+	if f.first > 0 {
+		f.first--
+		f.lanes[f.first] = l
+		return
+	}
+	f.lanes = slices.Insert(f.lanes, 0, l)
+}
+
 func (f *fifo) pop() *lane {
+	if f.len() == 0 {
+		return nil
+	}
 	l := f.lanes[f.first]
 	f.lanes[f.first] = nil
 	if f.first++; f.first*2 >= len(f.lanes) {
