@@ -231,5 +231,18 @@ func apiError(err error) error {
 	case errors.Is(err, nats.ErrNoResponders):
 		return errors.New("nobody answers for JetStream: it is not enabled on the server, or not up yet")
 	}
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.Description != "" {
+		return described{err, api.Description}
+	}
 	return oneLine{err}
 }
+
+// described is an error with the server's words alone, without "API error: code=503 err_code=10077".
+type described struct {
+	err  error
+	text string
+}
+
+func (e described) Error() string { return e.text }
+func (e described) Unwrap() error { return e.err }
