@@ -204,6 +204,17 @@ func (a *attachment) position(ctx context.Context) (position, error) {
 	return positionOf(c.CachedInfo()), nil
 }
 
+// unpin takes the pin from whoever has it, if the server does it at once.
+func (a *attachment) unpin(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, unpinTimeout)
+	defer cancel()
+	body := []byte(`{"group":"` + pinnedGroup + `"}`)
+	// Otherwise it runs out by itself: without a permission, for one.
+	_ = a.o.Conn.apiRequest(ctx, "CONSUMER.UNPIN."+a.o.Stream+"."+a.o.Consumer, body, &struct{}{})
+}
+
+const unpinTimeout = time.Second
+
 func positionOf(ci *jetstream.ConsumerInfo) position {
 	p := position{
 		deliveredConsumer: ci.Delivered.Consumer, deliveredStream: ci.Delivered.Stream,
