@@ -3,7 +3,6 @@ package bridge
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -12,19 +11,12 @@ import (
 const (
 	quotaStreak = 8 // devices in a row answered "resource limit" with no accept between: the quota, not their queues
 	pauseProbe  = time.Minute
-	fullPace    = time.Second // between probes of full queues, all devices together: the smallest hub takes 1.67 messages a second
 )
 
-// gate is one hub's pace: how many sends may be in flight, and whether it is
-// closed altogether until a probe gets through. The hub's mutex guards it.
-//
-// limit starts at the window, halves when the hub throttles and grows by one per
-// window of accepted messages, so that it recovers by steps.
+// gate says whether one hub is sent to at all: it is closed while the hub takes
+// nothing from anybody (quota, suspended, unauthorized), until a probe gets
+// through. How fast an open hub is sent to is its budget's matter (pace.go). The hub's mutex guards it.
 type gate struct {
-	window int
-	limit  int
-	grown  int // accepted since limit last grew
-
 	closed  bool
 	class   Class     // why
 	cause   string    // for humans
@@ -40,15 +32,15 @@ type gate struct {
 	guessed bool // closed on that guess
 }
 
-func newGate(window int) gate {
-	return gate{window: window, limit: window, full: make(map[string]struct{}), known: make(map[string]struct{})}
+func newGate() gate {
+	return gate{full: make(map[string]struct{}), known: make(map[string]struct{})}
 }
 
-// admits reports whether one more send may start now, given the number in
-// flight. When it may not because of time, wait is how long until it may.
-func (g *gate) admits(inFlight int, now time.Time) (ok bool, wait time.Duration) {
+// admits reports whether a send may start now. When it may not because of time,
+// wait is how long until it may.
+func (g *gate) admits(now time.Time) (ok bool, wait time.Duration) {
 	if !g.closed {
-		return inFlight < g.limit, 0
+		return true, 0
 	}
 	if g.probing {
 		return false, 0
@@ -69,13 +61,6 @@ func (g *gate) suspects(device string) bool {
 	_, full := g.full[device]
 	_, known := g.known[device]
 	return full || known
-}
-
-// pace is how long a device without room waits at least, so that many of them do
-// not use up together what the hub takes.
-func (g *gate) pace() time.Duration {
-	all := fullPace * time.Duration(len(g.full)+len(g.known))
-	return all/2 + rand.N(all+1) // spread, or they would all come at once
 }
 
 // forget is for a device with nothing left to send.
@@ -100,13 +85,6 @@ func (g *gate) outcome(device string, err error, now time.Time) (changed bool) {
 	case err == nil:
 		g.disprove(device)
 		g.open()
-		g.grow()
-	case e.Class == Throttled:
-		if !wasClosed || g.probing {
-			// One answer of a burst halves; its siblings in flight say nothing new.
-			g.limit = max(1, g.limit/2)
-			g.close(e, now, time.Second, time.Minute)
-		}
 	case e.Class == Paused:
 		g.shut(e, now, pauseProbe, e.Error())
 	case e.Class == Unauthorized:
@@ -122,8 +100,8 @@ func (g *gate) outcome(device string, err error, now time.Time) (changed bool) {
 		} else {
 			g.open() // about one device only: the hub serves again
 		}
-	case e.Class == LinkLost, e.Class == Resend, e.Class == Refused && e.Condition == "":
-		// Says nothing about the pace; a refusal without a condition is ours, before the wire.
+	case e.Class == Throttled, e.Class == LinkLost, e.Class == Resend, e.Class == Unrecorded, e.Class == Refused && e.Condition == "":
+		// Says nothing about whether it takes messages; a refusal without a condition is ours, before the wire.
 		g.probing = false
 	default:
 		// An answer about the message itself: the hub serves again.
@@ -131,6 +109,9 @@ func (g *gate) outcome(device string, err error, now time.Time) (changed bool) {
 	}
 	return g.closed != wasClosed
 }
+
+// unused is for a send that began and did not come to the wire.
+func (g *gate) unused() { g.probing = false }
 
 func (g *gate) open() {
 	g.closed, g.probing, g.guessed, g.backoff, g.cause = false, false, false, nil, ""
@@ -169,13 +150,4 @@ func (g *gate) close(e *Error, now time.Time, first, longest time.Duration) {
 func (g *gate) shut(e *Error, now time.Time, d time.Duration, cause string) {
 	g.closed, g.probing, g.guessed = true, false, false
 	g.class, g.cause, g.until = e.Class, cause, now.Add(d)
-}
-
-func (g *gate) grow() {
-	if g.limit >= g.window {
-		return
-	}
-	if g.grown++; g.grown >= g.limit {
-		g.limit, g.grown = g.limit+1, 0
-	}
 }

@@ -174,9 +174,13 @@ func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
 		a.checks = append(a.checks, client.Ready)
 		a.statuses["hub "+h.Name] = func() any { return client.Stats() }
 		a.parts.add(layerClients, "hub "+h.Name, client.Run)
-		list = append(list, bridge.HubOptions{Name: h.Name, Sender: client, Window: h.Window})
+		list = append(list, bridge.HubOptions{Name: h.Name, Sender: client, Window: h.Window, Pace: pace(&h)})
 	}
 	return list, nil
+}
+
+func pace(h *config.Hub) bridge.PaceOptions {
+	return bridge.PaceOptions{Tier: h.Tier, Units: h.Units, Rate: h.Rate, Share: h.Share, DailyMessages: int64(h.DailyMessages)}
 }
 
 func (a *App) deadOptions(c *config.Bridge, nats *natsio.Conn) natsio.DeadLettersOptions {

@@ -47,6 +47,8 @@ func TestFull(t *testing.T) {
 	require.Equal(t, service, b.Hubs[0].ConnectionString.Reveal())
 	require.Equal(t, "/etc/downlink/secrets/second", b.Hubs[1].ConnectionStringFile)
 	require.Equal(t, 10, b.Hubs[0].Window)
+	require.Equal(t, config.Hub{Tier: "S2", Units: 3, Rate: 2.5, Share: 0.25, DailyMessages: 1_000_000},
+		config.Hub{Tier: b.Hubs[0].Tier, Units: b.Hubs[0].Units, Rate: b.Hubs[0].Rate, Share: b.Hubs[0].Share, DailyMessages: b.Hubs[0].DailyMessages})
 
 	route := b.Routes[1]
 	require.Equal(t, "Cmd.{site}.*.{rest...}", route.Subject, "case is kept")
@@ -85,7 +87,7 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, 10*time.Second, c.ShutdownGrace)
 	require.Equal(t, "downlink", c.Bridge.Name)
 	require.Equal(t, config.NATS{Embedded: &config.EmbeddedNATS{Listen: "127.0.0.1:4222"}}, c.Bridge.NATS)
-	require.Equal(t, []config.Hub{{Name: "main", Embedded: true, Window: 512, PropertyCharset: "utf8"}}, c.Bridge.Hubs)
+	require.Equal(t, []config.Hub{{Name: "main", Embedded: true, Window: 512, Share: 1, PropertyCharset: "utf8"}}, c.Bridge.Hubs)
 	require.Equal(t, config.Storage{Create: &create, Replicas: "source", DeadMaxAge: 720 * time.Hour, DeadMaxBytes: 1 << 30}, c.Bridge.Storage)
 	require.Equal(t, "drop", c.Bridge.Unmatched)
 	require.Equal(t, "route-1", c.Bridge.Routes[0].Name)

@@ -137,6 +137,7 @@ func (p *problems) hub(at string, h *Hub) {
 	if h.Window < 1 || h.Window > 65535 {
 		p.addf(at+".window", "%d is out of range; take 1 to 65535", h.Window)
 	}
+	p.pace(at, h)
 	if h.AMQPAddress != "" {
 		p.address(at+".amqp_address", h.AMQPAddress, false)
 		p.noneWith(at+".amqp_address", h.Embedded, "embedded: true")
