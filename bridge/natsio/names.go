@@ -3,7 +3,10 @@ package natsio
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
+
+	"downlink/mapping"
 )
 
 // DeadStream is the stream that holds the dead letters of a bridge or relay of this name.
@@ -104,3 +107,24 @@ func hasToken(subject, token string) bool {
 	}
 	return false
 }
+
+// MailboxStream is the stream that holds what waits of a bridge of this name.
+func MailboxStream(name string) string { return streamName(name) + "_MAILBOX" }
+
+// MailboxSubjects is what that stream stores.
+func MailboxSubjects(name string) string { return mailboxPrefix(name) + ">" }
+
+func mailboxPrefix(name string) string { return name + ".mailbox." }
+
+// untoken is the exact inverse of mapping.SubjectToken; false if s is none of its results.
+func untoken(s string) (string, bool) {
+	text, err := url.PathUnescape(s)
+	if err != nil || mapping.SubjectToken(text) != s {
+		return "", false
+	}
+	return text, true
+}
+
+// kvKey is one token of a KV key of any text: every byte outside [A-Za-z0-9_-] as =XX,
+// since a key may have no "%".
+func kvKey(s string) string { return strings.ReplaceAll(mapping.SubjectToken(s), "%", "=") }
