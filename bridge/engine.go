@@ -31,6 +31,8 @@ type Options struct {
 	Mapper      Mapper
 	Hubs        []HubOptions // the first is the default
 	DeadLetters DeadLetters
+	// Receipts tells publishers what became of their messages. Nil: nobody wants to know.
+	Receipts Receipts
 	// RetryNoDevice names the routes whose messages wait for an unknown device instead of becoming dead letters.
 	RetryNoDevice []string
 	// DeadUnmatched keeps messages that no route takes as dead letters; otherwise they are dropped and counted.

@@ -1,12 +1,15 @@
 package natsio
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -31,6 +34,7 @@ const (
 	untoldTTL   = 24 * time.Hour   // feedback that comes very late still ends the uncertainty
 	findAtOnce  = 128              // patterns a request; the server answers at most 1024 messages
 	sweepAtOnce = 256
+	probeAtOnce = 32
 )
 
 // pendingEntry is the value of a key: a bridge.Correlation, and what was told.
@@ -136,7 +140,7 @@ func (r *Receipts) put(ctx context.Context, key string, e pendingEntry, ttl time
 	}
 	m := &nats.Msg{Subject: kvPrefix(r.o.Name) + key, Data: value, Header: nats.Header{"Downlink-Format": {"1"}}}
 	if err := r.publish(ctx, m, r.bucketStream(), ttl); err != nil {
-		return fmt.Errorf("bucket %s: %w", PendingBucket(r.o.Name), apiError(err))
+		return r.bucketError(err)
 	}
 	return nil
 }
@@ -219,7 +223,7 @@ func (r *Receipts) find(ctx context.Context, keys []string) (map[string]*bridge.
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("looking up what feedback belongs to: bucket %s: %w", PendingBucket(r.o.Name), apiError(err))
+		return nil, fmt.Errorf("looking up what feedback belongs to: %w", r.bucketError(err))
 	}
 	return found, nil
 }
@@ -240,17 +244,53 @@ func (r *Receipts) Overdue(ctx context.Context, from, to time.Time, handle func(
 	if oldest := slotOf(to.Add(-pendingMaxAge)); from.IsZero() || first < oldest {
 		first = oldest
 	}
-	for slot := first; slot < last; slot++ {
-		err := r.overdue(ctx, slot, handle)
-		if errors.Is(err, nats.ErrNoResponders) && r.noBucket(ctx) {
-			return from, nil
-		}
-		if err != nil {
-			err = apiError(err)
-			return time.Unix(slot*int64(slotLength/time.Second), 0), err
+	begin := func(slot int64) time.Time { return time.Unix(slot*int64(slotLength/time.Second), 0) }
+	filled, err := r.filled(ctx, first, last)
+	if errors.Is(err, nats.ErrNoResponders) && r.noBucket(ctx) {
+		return from, nil
+	}
+	if err != nil {
+		return begin(first), r.bucketError(err)
+	}
+	for _, slot := range filled {
+		if err := r.overdue(ctx, slot, handle); err != nil {
+			return begin(slot), err
 		}
 	}
-	return time.Unix(last*int64(slotLength/time.Second), 0), nil
+	return begin(last), nil
+}
+
+func (r *Receipts) bucketError(err error) error {
+	return fmt.Errorf("bucket %s: %w", PendingBucket(r.o.Name), apiError(err))
+}
+
+// filled lists the slots that have anything, in order. It asks for many at once: after a start there
+// are hundreds to look at, most of them empty.
+func (r *Receipts) filled(ctx context.Context, first, last int64) (slots []int64, err error) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	places := make(chan struct{}, probeAtOnce)
+	for slot := first; slot < last; slot++ {
+		places <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-places }()
+			failed := r.o.Conn.directGet(ctx, r.bucketStream(), directRequest{Next: r.slotPattern(slot), Seq: 1, Batch: 1}, func(*nats.Msg) {
+				mu.Lock()
+				defer mu.Unlock()
+				slots = append(slots, slot)
+			})
+			mu.Lock()
+			defer mu.Unlock()
+			err = cmp.Or(err, failed)
+		})
+	}
+	wg.Wait()
+	slices.Sort(slots)
+	return slots, err
+}
+
+func (r *Receipts) slotPattern(slot int64) string {
+	return kvPrefix(r.o.Name) + strconv.FormatInt(slot, 10) + ".>"
 }
 
 // noBucket tells a bucket that nobody has made yet from a JetStream that does not answer.
@@ -258,12 +298,13 @@ func (r *Receipts) noBucket(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	_, err := r.o.Conn.js.Stream(ctx, r.bucketStream())
-	return errors.Is(err, jetstream.ErrStreamNotFound)
+	return errors.Is(err, jetstream.ErrStreamNotFound) ||
+		errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
 }
 
 // overdue hands over one slot.
 func (r *Receipts) overdue(ctx context.Context, slot int64, handle func([]*bridge.Found) error) error {
-	pattern := kvPrefix(r.o.Name) + strconv.FormatInt(slot, 10) + ".>"
+	pattern := r.slotPattern(slot)
 	for next := uint64(1); ; {
 		var due []*bridge.Found
 		n := 0
@@ -276,11 +317,8 @@ func (r *Receipts) overdue(ctx context.Context, slot int64, handle func([]*bridg
 				due = append(due, f)
 			}
 		})
-		if errors.Is(err, nats.ErrNoResponders) {
-			return err
-		}
 		if err != nil {
-			return fmt.Errorf("bucket %s: %w", PendingBucket(r.o.Name), apiError(err))
+			return r.bucketError(err)
 		}
 		if due, err = r.still(ctx, slot, due); err != nil {
 			return err
