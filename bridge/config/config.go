@@ -140,6 +140,8 @@ type Hub struct {
 	DailyMessages int `yaml:"daily_messages"`
 	// PropertyCharset is utf8 (default) or documented: the hub's documented set of ASCII characters only.
 	PropertyCharset string `yaml:"property_charset"`
+	// Feedback says when the hub's feedback is read: auto (default: once a message to the hub asked for it, by ack or by waiting for completed), always or never. A hub has one feedback queue: what is read here no other reader gets, so records of other senders are published as receipts, too.
+	Feedback string `yaml:"feedback"`
 }
 
 // Route is a mapping route and how its stream is consumed.
@@ -163,6 +165,10 @@ type Storage struct {
 	DeadMaxAge time.Duration `yaml:"dead_max_age"`
 	// DeadMaxBytes bounds their stream. Default 1GiB.
 	DeadMaxBytes int64 `yaml:"dead_max_bytes"`
+	// ReceiptsMaxAge is how long receipts are kept. Default 7d.
+	ReceiptsMaxAge time.Duration `yaml:"receipts_max_age"`
+	// ReceiptsMaxBytes bounds their stream, and the bucket of what still waits for feedback. Default 1GiB.
+	ReceiptsMaxBytes int64 `yaml:"receipts_max_bytes"`
 }
 
 // Relay is the device side.

@@ -31,6 +31,7 @@ var defaults = []defaultValue{
 	{path: "bridge.hubs[].share", value: "1"},
 	{path: "bridge.hubs[].daily_messages", doc: "the tier's, or none"},
 	{path: "bridge.hubs[].property_charset", value: "utf8"},
+	{path: "bridge.hubs[].feedback", value: "auto"},
 	{path: "bridge.routes[].name", doc: "route-N, N from 1"},
 	{path: "bridge.routes[].hub", doc: "the first hub"},
 	{path: "bridge.routes[].start", doc: "what another route of the stream says, or new"},
@@ -45,6 +46,8 @@ var defaults = []defaultValue{
 	{path: "bridge.storage.replicas", value: "source"},
 	{path: "bridge.storage.dead_max_age", value: "30d"},
 	{path: "bridge.storage.dead_max_bytes", value: "1GiB"},
+	{path: "bridge.storage.receipts_max_age", value: "7d"},
+	{path: "bridge.storage.receipts_max_bytes", value: "1GiB"},
 
 	{path: "relay.name", value: "downlink"},
 	{path: "relay.nats.url", value: "nats://127.0.0.1:4222", doc: "nats://127.0.0.1:4222, without context and embedded"},

@@ -210,11 +210,11 @@ func TestTokens(t *testing.T) {
 		require.False(t, ok, s)
 	}
 	require.Equal(t, "a=2Eb=20=3Dx", kvKey("a.b =x"))
-	require.Equal(t, "-", keyToken(""))
-	require.Equal(t, "%2D", keyToken("-"), "never the one of no key")
-	long := keyToken(string(bytes.Repeat([]byte("."), 100)))
+	require.Equal(t, "-", coalesceToken(""))
+	require.Equal(t, "%2D", coalesceToken("-"), "never the one of no key")
+	long := coalesceToken(string(bytes.Repeat([]byte("."), 100)))
 	require.Len(t, long, 2+32)
-	require.NotEqual(t, long, keyToken(string(bytes.Repeat([]byte("."), 101))))
+	require.NotEqual(t, long, coalesceToken(string(bytes.Repeat([]byte("."), 101))))
 }
 
 func FuzzTokens(f *testing.F) {
@@ -227,7 +227,7 @@ func FuzzTokens(f *testing.F) {
 		if text, ok := untoken(s); ok {
 			require.Equal(t, s, mapping.SubjectToken(text))
 		}
-		key := keyToken(s)
+		key := coalesceToken(s)
 		require.Equal(t, s == "", key == "-")
 		require.False(t, slices.ContainsFunc([]byte(key), func(b byte) bool { return b <= ' ' || b >= 0x7f || b == '.' || b == '*' || b == '>' }))
 	})
