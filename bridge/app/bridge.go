@@ -154,9 +154,8 @@ func routesOf(routes []config.Route, stream string) []string {
 func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
 	var list []bridge.HubOptions
 	for _, h := range hubs {
-		o := hubservice.Options{
-			Hub: h.Name, ConnectionString: h.ConnectionString.Reveal(), Address: h.AMQPAddress, Window: h.Window, Logger: a.options.Logger,
-		}
+		o := hubOptions(h)
+		o.Logger = a.options.Logger
 		var err error
 		if h.Embedded {
 			e := a.options.EmbeddedHub
@@ -164,6 +163,9 @@ func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
 				return nil, fmt.Errorf("hub %s: embedded, but this process has no embedded hub", h.Name)
 			}
 			o.ConnectionString, o.Address, o.RootCAs = e.ServiceConnectionString, e.AMQPAddress, e.RootCAs
+			if o.WebSocket {
+				o.Address = e.HTTPSAddress
+			}
 		} else if o.RootCAs, err = RootCAs(h.CAFile); err != nil {
 			return nil, fmt.Errorf("hub %s: ca_file: %w", h.Name, err)
 		}
@@ -177,6 +179,31 @@ func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
 		list = append(list, bridge.HubOptions{Name: h.Name, Sender: client, Window: h.Window})
 	}
 	return list, nil
+}
+
+// hubOptions says how to reach a hub that is not embedded, apart from whom to trust.
+func hubOptions(h config.Hub) hubservice.Options {
+	o := hubservice.Options{
+		Hub: h.Name, ConnectionString: h.ConnectionString.Reveal(), SecondaryConnectionString: h.SecondaryConnectionString.Reveal(),
+		Address: h.AMQPAddress, Window: h.Window,
+	}
+	if h.InFiles() {
+		o.Reread = h.ReadAgain
+	}
+	if h.Transport == "websocket" {
+		o.WebSocket, o.Address = true, h.HTTPSAddress
+	}
+	if e := h.Entra; e != nil {
+		o.Host = h.Host
+		o.Entra = &hubservice.Entra{
+			TenantID: e.TenantID, ClientID: e.ClientID, ClientSecretFile: e.ClientSecretFile,
+			ClientCertificateFile: e.ClientCertificateFile, Authority: e.Authority,
+		}
+		if e.Identity != "default" {
+			o.Entra.Identity = e.Identity
+		}
+	}
+	return o
 }
 
 func (a *App) deadOptions(c *config.Bridge, nats *natsio.Conn) natsio.DeadLettersOptions {
