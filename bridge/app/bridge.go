@@ -154,9 +154,11 @@ func routesOf(routes []config.Route, stream string) []string {
 func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
 	var list []bridge.HubOptions
 	for _, h := range hubs {
-		o := hubOptions(h)
+		o, err := HubOptions(h)
+		if err != nil {
+			return nil, fmt.Errorf("hub %s: %w", h.Name, err)
+		}
 		o.Logger = a.options.Logger
-		var err error
 		if h.Embedded {
 			e := a.options.EmbeddedHub
 			if e == nil {
@@ -166,8 +168,6 @@ func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
 			if o.WebSocket {
 				o.Address = e.HTTPSAddress
 			}
-		} else if o.RootCAs, err = RootCAs(h.CAFile); err != nil {
-			return nil, fmt.Errorf("hub %s: ca_file: %w", h.Name, err)
 		}
 		client, err := hubservice.New(o)
 		if err != nil {
@@ -181,8 +181,9 @@ func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
 	return list, nil
 }
 
-// hubOptions says how to reach a hub that is not embedded, apart from whom to trust.
-func hubOptions(h config.Hub) hubservice.Options {
+// HubOptions says how to reach a hub that is not embedded, as the configuration
+// has it. The error is about its CA file.
+func HubOptions(h config.Hub) (hubservice.Options, error) {
 	o := hubservice.Options{
 		Hub: h.Name, ConnectionString: h.ConnectionString.Reveal(), SecondaryConnectionString: h.SecondaryConnectionString.Reveal(),
 		Address: h.AMQPAddress, Window: h.Window,
@@ -203,7 +204,11 @@ func hubOptions(h config.Hub) hubservice.Options {
 			o.Entra.Identity = e.Identity
 		}
 	}
-	return o
+	var err error
+	if o.RootCAs, err = RootCAs(h.CAFile); err != nil {
+		return o, fmt.Errorf("ca_file: %w", err)
+	}
+	return o, nil
 }
 
 func (a *App) deadOptions(c *config.Bridge, nats *natsio.Conn) natsio.DeadLettersOptions {

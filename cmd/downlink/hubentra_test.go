@@ -64,4 +64,8 @@ bridge:
 	b := start(t, "bridge", "-c", file)
 	b.says(t, "msg=ready")
 	require.Equal(t, exitOK, b.stop(t))
+
+	// So does send, from the same file.
+	got := cli(t, "send", "d1", "-c", file, "--data", "x")
+	require.Equal(t, exitOK, got.code, got.stderr)
 }
