@@ -131,23 +131,6 @@ func hubNames(b *Bridge) []string {
 	return names
 }
 
-func (p *problems) hub(at string, h *Hub) {
-	p.secret(at, h.ConnectionString, h.ConnectionStringFile, h.Embedded, "embedded: true", checkHubString)
-	p.oneOf(at+".property_charset", h.PropertyCharset, "utf8", "documented")
-	p.oneOf(at+".feedback", h.Feedback, "auto", "always", "never")
-	if h.Window < 1 || h.Window > 65535 {
-		p.addf(at+".window", "%d is out of range; take 1 to 65535", h.Window)
-	}
-	p.pace(at, h)
-	if h.AMQPAddress != "" {
-		p.address(at+".amqp_address", h.AMQPAddress, false)
-		p.noneWith(at+".amqp_address", h.Embedded, "embedded: true")
-	}
-	if h.CAFile != "" {
-		p.noneWith(at+".ca_file", h.Embedded, "embedded: true")
-	}
-}
-
 // secret checks that exactly one of value, file and embedded says where the
 // connection string comes from.
 func (p *problems) secret(at string, value Secret, file string, embedded bool, word string, check func(Secret) error) {
