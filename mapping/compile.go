@@ -32,7 +32,10 @@ func Compile(routes []Route, o TableOptions) (*Table, error) {
 			c.fail(fmt.Sprintf("hubs[%d].name", i), fmt.Errorf("%q is used twice; give each hub its own name", h.Name))
 		}
 	}
-	t := &Table{name: c.o.Name, bySource: map[string][]*route{}}
+	t := &Table{name: c.o.Name, bySource: map[string][]*route{}, hubs: map[string]HubOptions{}}
+	for _, h := range o.Hubs {
+		t.hubs[h.Name] = h
+	}
 	t.random.r = o.Rand
 	for i := range routes {
 		t.routes = append(t.routes, c.route(i, &routes[i]))
@@ -84,7 +87,7 @@ func (c *compiler) route(i int, rule *Route) *route {
 	c.path = fmt.Sprintf("routes[%d]", i)
 	copied := *rule
 	copied.Allow = slices.Clone(rule.Allow)
-	r := &route{name: rule.Name, drop: rule.Drop, also: rule.Also, allow: copied.Allow, rule: &copied}
+	r := &route{name: rule.Name, bridge: c.o.Name, drop: rule.Drop, also: rule.Also, allow: copied.Allow, rule: &copied}
 	if r.name == "" {
 		r.name = fmt.Sprintf("route-%d", i+1)
 	}
@@ -106,7 +109,7 @@ func (c *compiler) route(i int, rule *Route) *route {
 	if p == nil {
 		p = &pattern{} // the rest is still checked
 	}
-	r.pattern = p
+	r.pattern, r.literal = p, literalPrefix(p.filter)
 	c.source(r, rule)
 	if rule.Drop != "" {
 		c.dropOnly(rule)
@@ -150,7 +153,8 @@ func (c *compiler) dropOnly(rule *Route) {
 		name string
 		set  bool
 	}{
-		{"also", rule.Also}, {"hub", rule.Hub != ""}, {"device", rule.Device != ""}, {"allow", len(rule.Allow) > 0},
+		{"also", rule.Also}, {"hub", rule.Hub != ""}, {"device", rule.Device != ""}, {"devices", rule.Devices != ""}, {"allow", len(rule.Allow) > 0},
+		{"priority", rule.Priority != 0}, {"order", rule.Order != ""}, {"coalesce", rule.Coalesce != ""}, {"receipts", rule.Receipts},
 		{"message", rule.Message != MessageRule{}}, {"properties", len(rule.Properties) > 0},
 		{"illegal_values", rule.IllegalValues != ""}, {"envelope", rule.Envelope != ""},
 	} {
@@ -163,28 +167,42 @@ func (c *compiler) dropOnly(rule *Route) {
 // deliver compiles the rest of a route. Without a good subject its captures are
 // unknown, so that expressions would only give errors that follow from the first.
 func (c *compiler) deliver(r *route, rule *Route, p *pattern, subject bool) {
-	hub := c.hub(r, rule)
-	r.charset = hub.DocumentedCharset
-	side := cloudSide(p)
-	tmpl := func(field, text string) *template {
+	choosing, sending := cloudSide(p, c.o), cloudSide(p, c.o)
+	sending.addTarget()
+	compile := func(field, text string, names *side, as func(string, *side) (*template, error)) *template {
 		if !subject {
 			if _, err := scanTemplate(text); err != nil {
 				c.bad(field, "%w", err)
 			}
 			return nil
 		}
-		t, err := compileTemplate(text, side)
+		t, err := as(text, names)
 		if err != nil {
 			c.bad(field, "%w", err)
 			return nil
 		}
 		return t
 	}
+	tmpl := func(field, text string) *template {
+		t := compile(field, text, sending, compileTemplate)
+		r.perTarget = r.perTarget || t != nil && t.idents["target"]
+		return t
+	}
+	c.hub(r, rule, tmpl)
 
-	if rule.Device == "" {
+	switch {
+	case rule.Device != "" && rule.Devices != "":
+		c.bad("devices", "is set as well as device; keep one of the two")
+	case rule.Devices != "":
+		if r.devices = compile("devices", rule.Devices, choosing, compileList); r.devices != nil {
+			c.devices(r)
+		}
+	case rule.Device == "":
 		c.bad("device", `is missing; give the device ID, such as "{device}", or drop: with a reason`)
-	} else if r.device = tmpl("device", rule.Device); r.device != nil {
-		c.device(r)
+	default:
+		if r.device = compile("device", rule.Device, choosing, compileTemplate); r.device != nil {
+			c.device(r)
+		}
 	}
 	for i, a := range rule.Allow {
 		if a == "" || !inClass(a, classID) {
@@ -217,7 +235,19 @@ func (c *compiler) deliver(r *route, rule *Route, p *pattern, subject bool) {
 	case m.TTL > maxTTL:
 		c.bad("message.ttl", "%s is more than the hub keeps a message; at most %s", m.TTL, "48h")
 	}
-	r.ttl = m.TTL > 0
+	if m.MaxAge < 0 {
+		c.bad("message.max_age", "%s is negative; give a duration such as 10m", m.MaxAge)
+	}
+	switch rule.Order {
+	case "", "device":
+	case "none":
+		r.unordered = true
+	default:
+		c.bad("order", "%q: must be device or none", rule.Order)
+	}
+	if rule.Coalesce != "" {
+		r.coalesce = tmpl("coalesce", rule.Coalesce)
+	}
 	switch m.Ack {
 	case "", "none":
 	case string(AckPositive), string(AckNegative), string(AckFull):
@@ -245,27 +275,60 @@ func (c *compiler) deliver(r *route, rule *Route, p *pattern, subject bool) {
 	}
 }
 
-func (c *compiler) hub(r *route, rule *Route) HubOptions {
+// hub finds the route's hub, or compiles the expression that chooses one.
+func (c *compiler) hub(r *route, rule *Route, tmpl func(field, text string) *template) {
 	if rule.Hub == "" {
-		if len(c.o.Hubs) == 0 {
-			return HubOptions{}
+		if len(c.o.Hubs) > 0 {
+			r.setHub(c.o.Hubs[0])
 		}
-		r.hub = c.o.Hubs[0].Name
-		return c.o.Hubs[0]
+		return
 	}
-	var names []string
 	for _, h := range c.o.Hubs {
 		if h.Name == rule.Hub {
-			r.hub = h.Name
-			return h
+			r.setHub(h)
+			return
 		}
+	}
+	if strings.Contains(rule.Hub, "{") {
+		r.chooseHub = tmpl("hub", rule.Hub)
+		for _, h := range c.o.Hubs {
+			r.charset = r.charset || h.DocumentedCharset // explicit names must do for each
+		}
+		return
+	}
+	c.bad("hub", "%q is not among the hubs: %s", rule.Hub, hubNames(c.o.Hubs))
+}
+
+func (r *route) setHub(h HubOptions) { r.hub, r.charset = h.Name, h.DocumentedCharset }
+
+func hubNames(hubs []HubOptions) string {
+	var names []string
+	for _, h := range hubs {
 		names = append(names, fmt.Sprintf("%q", h.Name))
 	}
 	if len(names) == 0 {
-		names = []string{"none"}
+		return "none"
 	}
-	c.bad("hub", "%q is not among the hubs: %s", rule.Hub, strings.Join(names, ", "))
-	return HubOptions{}
+	return strings.Join(names, ", ")
+}
+
+// devices checks what of a list of devices is known at load.
+func (c *compiler) devices(r *route) {
+	if text, ok := r.devices.literal(); ok {
+		ids := splitDevices(text)
+		if len(ids) == 0 {
+			c.bad("devices", "%q names no device", text)
+		}
+		for _, id := range ids {
+			if err := checkDeviceID(id); err != nil {
+				c.bad("devices", "%q: %w", id, err)
+			} else if !r.allowed(id) {
+				c.bad("devices", "%q is not in the route's own allow list", id)
+			}
+		}
+		return
+	}
+	c.needsAllow(r, "devices", r.devices)
 }
 
 func (c *compiler) device(r *route) {
@@ -274,7 +337,7 @@ func (c *compiler) device(r *route) {
 			c.bad("device", "%s", hint) // which also tells why the rest of it is no device ID
 		} else if err := checkDeviceID(text); err != nil {
 			c.bad("device", "%q: %w", text, err)
-		} else if len(r.allow) > 0 && !slices.ContainsFunc(r.allow, func(p string) bool { return glob(p, text) }) {
+		} else if !r.allowed(text) {
 			c.bad("device", "%q is not in the route's own allow list", text)
 		}
 		return
@@ -290,9 +353,13 @@ func (c *compiler) device(r *route) {
 		}
 		break
 	}
+	c.needsAllow(r, "device", r.device)
+}
+
+func (c *compiler) needsAllow(r *route, field string, t *template) {
 	for _, id := range []string{"header", "payload", "json"} {
-		if r.device.idents[id] && len(r.allow) == 0 {
-			c.bad("allow", `is missing: device depends on %s, which the publisher chooses; list the devices that the route may reach, such as allow: ["berlin-*"], or ["*"] for all`, id)
+		if t.idents[id] && len(r.allow) == 0 {
+			c.bad("allow", `is missing: %s depends on %s, which the publisher chooses; list the devices that the route may reach, such as allow: ["berlin-*"], or ["*"] for all`, field, id)
 			break
 		}
 	}
@@ -340,8 +407,9 @@ func (c *compiler) properties(r *route, rule *Route, tmpl func(field, text strin
 }
 
 // cloudSide is what a route's expressions can name.
-func cloudSide(p *pattern) *side {
+func cloudSide(p *pattern, o TableOptions) *side {
 	s := &side{
+		hasTables: true, tableNames: o.LookupNames, tables: o.Lookups,
 		env: types.Map{
 			"subject": types.String, "header": types.TypeOf(map[string]any{}), "payload": types.String, "json": types.Any,
 			"stream": types.Any, "sequence": types.Int, "time": types.TypeOf(time.Time{}),
@@ -356,4 +424,10 @@ func cloudSide(p *pattern) *side {
 		s.simple[c.name] = ref{kind: refCapture, index: i}
 	}
 	return s
+}
+
+// addTarget adds the device that is sent to, which is known once it is chosen.
+func (s *side) addTarget() {
+	s.env["target"] = types.String
+	s.simple["target"] = ref{kind: refTarget}
 }

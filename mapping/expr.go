@@ -38,6 +38,7 @@ const (
 	refSubject
 	refStream
 	refPayload
+	refTarget
 	refDevice
 	refProperty
 	refMessage
@@ -56,6 +57,10 @@ type side struct {
 	simple  map[string]ref     // names that are refs as they are
 	lookups map[string]refKind // names that are refs when indexed by a constant: header["X"]
 	splice  bool               // "{x...}" is allowed
+
+	hasTables  bool     // lookup and group are there
+	tableNames []string // what they may name
+	tables     Lookups  // their values; nil: no key is there
 }
 
 func (s *side) known() string {
@@ -91,6 +96,12 @@ func exprOptions(s *side, seen *visitor) []expr.Option {
 	o := []expr.Option{expr.Env(s.env), expr.MaxNodes(maxExprNodes), expr.DisableAllBuiltins(), expr.Patch(seen)}
 	for _, b := range builtins {
 		o = append(o, expr.EnableBuiltin(b))
+	}
+	if s.hasTables {
+		o = append(o,
+			expr.Function("lookup", func(a ...any) (any, error) { return s.lookup(a[0].(string), a[1]) }, new(func(string, any) any)),
+			expr.Function("group", func(a ...any) (any, error) { return s.lookup(GroupTable, a[0]) }, new(func(any) any)),
+		)
 	}
 	return append(o,
 		expr.Function("replace", func(a ...any) (any, error) {
@@ -146,7 +157,8 @@ func joinText(list any, glue string) (any, error) {
 
 // visitor looks at an expression's names and refuses what has no bound or no stable value.
 type visitor struct {
-	idents []string
+	side   *side
+	idents []string // names of the message that it reads
 	err    error
 }
 
@@ -156,13 +168,15 @@ func (v *visitor) Visit(node *ast.Node) {
 		if n.Value == "$env" {
 			v.fail("$env is not available; use the names directly")
 		}
-		if !slices.Contains(v.idents, n.Value) {
+		if _, known := v.side.env[n.Value]; known && !slices.Contains(v.idents, n.Value) {
 			v.idents = append(v.idents, n.Value)
 		}
 	case *ast.BuiltinNode: // those with predicates stay in the language, whatever is disabled
 		if !slices.Contains(builtins, n.Name) {
 			v.fail(n.Name + "() is not available; its time or its order has no bound")
 		}
+	case *ast.CallNode:
+		v.call(n)
 	case *ast.PredicateNode:
 		var inner loops
 		ast.Walk(&n.Node, &inner)
@@ -177,6 +191,30 @@ func (v *visitor) Visit(node *ast.Node) {
 				v.fail("time." + p.Value + ` is not available; use time.Format("2006-01-02"), time.Unix() or time.UnixMilli()`)
 			}
 		}
+	}
+}
+
+// call checks the table that lookup or group reads.
+func (v *visitor) call(n *ast.CallNode) {
+	fn, ok := n.Callee.(*ast.IdentifierNode)
+	if !ok || !v.side.hasTables {
+		return
+	}
+	table := GroupTable
+	switch fn.Value {
+	case "lookup":
+		name, ok := n.Arguments[0].(*ast.StringNode)
+		if !ok {
+			v.fail(`lookup() needs the lookup's name as a text in quotes, such as lookup("aliases", device)`)
+			return
+		}
+		table = name.Value
+	case "group":
+	default:
+		return
+	}
+	if err := v.side.checkTable(fn.Value, table); err != nil {
+		v.fail(err.Error())
 	}
 }
 
@@ -195,7 +233,8 @@ func (l *loops) Visit(node *ast.Node) {
 	}
 }
 
-func compileExpr(src string, s *side) (p part, err error) {
+// compileExpr compiles an expression whose result want accepts.
+func compileExpr(src string, s *side, want func(ast.Node) error) (p part, err error) {
 	// The library panics on nothing we know of; a configuration must never end the process.
 	defer func() {
 		if r := recover(); r != nil {
@@ -205,7 +244,7 @@ func compileExpr(src string, s *side) (p part, err error) {
 	if len(src) > maxExprLength {
 		return p, fmt.Errorf("has %d bytes; at most %d are allowed", len(src), maxExprLength)
 	}
-	seen := &visitor{}
+	seen := &visitor{side: s}
 	prog, err := expr.Compile(src, exprOptions(s, seen)...)
 	if seen.err != nil {
 		return p, seen.err
@@ -214,7 +253,7 @@ func compileExpr(src string, s *side) (p part, err error) {
 		return p, compileError(err, s)
 	}
 	node := prog.Node()
-	if err := resultType(node); err != nil {
+	if err := want(node); err != nil {
 		return p, err
 	}
 	if p, ok := simplePart(node, s); ok {
@@ -235,6 +274,8 @@ func compileError(err error, s *side) error {
 	switch {
 	case strings.HasPrefix(msg, "unknown name"):
 		msg += "; known here: " + s.known()
+	case strings.HasSuffix(msg, "is not callable") && s.hasTables:
+		msg += "; a capture of a function's name hides the function: rename the capture"
 	case strings.Contains(msg, "Operator (??) and") || strings.Contains(msg, "cannot be mixed"):
 		msg += `; parenthesise it, as in (a ?? "b") + c`
 	}
@@ -277,6 +318,14 @@ func resultType(node ast.Node) error {
 	return fmt.Errorf("gives %s; a field takes text, a number, true or false (pick one entry, or use join or toJSON)", what)
 }
 
+// listType is resultType for a field that takes several texts.
+func listType(node ast.Node) error {
+	if t := node.Type(); t != nil && (t.Kind() == reflect.Slice || t.Kind() == reflect.Array) {
+		return nil
+	}
+	return resultType(node)
+}
+
 // simplePart finds the forms that never enter the machine.
 func simplePart(node ast.Node, s *side) (part, bool) {
 	switch n := node.(type) {
@@ -316,19 +365,28 @@ func simplePart(node ast.Node, s *side) (part, bool) {
 	return part{}, false
 }
 
-func (p *program) eval(s scope) (string, bool, *valueError) {
+// run gives the expression's value.
+func (p *program) run(s scope) (any, *valueError) {
 	env := make(map[string]any, len(p.idents))
 	for _, id := range p.idents {
 		v, err := s.name(id)
 		if err != nil {
-			return "", false, &valueError{ReasonExpression, fmt.Errorf("{%s}: %w", p.src, err)}
+			return nil, &valueError{ReasonExpression, fmt.Errorf("{%s}: %w", p.src, err)}
 		}
 		env[id] = v
 	}
 	machine := vm.VM{MemoryBudget: memoryBudget}
 	v, err := machine.Run(p.prog, env)
 	if err != nil {
-		return "", false, &valueError{ReasonExpression, fmt.Errorf("{%s}: %s", p.src, runError(err))}
+		return nil, &valueError{ReasonExpression, fmt.Errorf("{%s}: %s", p.src, runError(err))}
+	}
+	return v, nil
+}
+
+func (p *program) eval(s scope) (string, bool, *valueError) {
+	v, verr := p.run(s)
+	if verr != nil {
+		return "", false, verr
 	}
 	text, ok, err := valueText(v)
 	if err != nil {

@@ -116,7 +116,7 @@ func TestExpressionErrorsAtLoad(t *testing.T) {
 		`{"a}`:                                `unclosed " within`,
 		"{}":                                  "nothing between the braces",
 		"{ }":                                 "nothing between the braces",
-		"{unknown}":                           "unknown name unknown; known here: device, header, json, payload, sequence, site, stream, subject, time, verb",
+		"{unknown}":                           "unknown name unknown; known here: device, header, json, payload, sequence, site, stream, subject, target, time, verb",
 		"{site +}":                            "unexpected token",
 		"{site + 1}":                          "mismatched types string and int",
 		`{header["A"] ?? "b" + "c"}`:          "parenthesise",
@@ -158,7 +158,7 @@ func TestFastFormsStayOutOfTheMachine(t *testing.T) {
 	p, err := parsePattern("c.{site}.{device}")
 	require.NoError(t, err)
 	for _, src := range []string{"site", `header["X"]`, `header.X`, "subject", "stream", "payload", `header["X"] ?? "d"`, `header["X"] ?? header["Y"] ?? site`} {
-		c, err := compileExpr(src, cloudSide(p))
+		c, err := compileExpr(src, cloudSide(p, TableOptions{}), resultType)
 		require.NoError(t, err)
 		require.Nil(t, c.prog.prog, src)
 	}

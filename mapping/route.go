@@ -21,12 +21,22 @@ type Route struct {
 	Drop string `yaml:"drop"`
 	// Also goes on to later routes after this one matched.
 	Also bool `yaml:"also"`
-	// Hub names the hub to send to. Default: the first.
+	// Hub names the hub to send to, as text or as an expression such as '{lookup("hubs", target) ?? "main"}'. Default: the first.
 	Hub string `yaml:"hub"`
 	// Device is the device ID's template, such as "{site}-{device}".
 	Device string `yaml:"device"`
-	// Allow lists the devices the route may reach, as patterns with "*" for any run of characters. Required when device depends on a header or the payload.
+	// Devices sends to several devices instead of one: an expression that gives a list, such as '{group("pumps")}' or '{json.targets}', or a text with commas between device IDs. At most 100,000; one named twice gets the message once.
+	Devices string `yaml:"devices"`
+	// Allow lists the devices the route may reach, as patterns with "*" for any run of characters. Required when device, or devices, depends on a header or the payload.
 	Allow []string `yaml:"allow"`
+	// Priority orders what is ready to be sent: higher goes first. It never changes the order of one device's messages.
+	Priority int `yaml:"priority"`
+	// Order is device (default: the messages of one device go one after the other) or none (they may overtake each other).
+	Order string `yaml:"order"`
+	// Coalesce is the template of a key: while a message waits, a newer one of the same route, device and key takes its place. A plain word such as latest is one key for all of the route's messages; an expression that is nil leaves this message alone.
+	Coalesce string `yaml:"coalesce"`
+	// Receipts publishes a receipt of each message's fate, also without ack.
+	Receipts bool `yaml:"receipts"`
 	// Message sets the system properties.
 	Message MessageRule `yaml:"message"`
 	// Properties sets the application properties, in order.
@@ -49,8 +59,10 @@ type MessageRule struct {
 	ContentType string `yaml:"content_type"`
 	// ContentEncoding is the content encoding's template, such as utf-8.
 	ContentEncoding string `yaml:"content_encoding"`
-	// TTL counts from the source message's timestamp; at most 48h. Zero: the hub's default.
+	// TTL counts from the source message's timestamp; at most 48h. Zero: the hub's default. A publisher's Downlink-TTL header takes its place.
 	TTL time.Duration `yaml:"ttl"`
+	// MaxAge is how old a message may be when it is sent, by the source message's timestamp; an older one has expired. Zero: no bound but ttl.
+	MaxAge time.Duration `yaml:"max_age"`
 	// Ack is none (default), positive, negative or full.
 	Ack string `yaml:"ack"`
 }
@@ -73,6 +85,10 @@ type TableOptions struct {
 	Name string
 	// Hubs lists the hubs in order; the first is the default.
 	Hubs []HubOptions
+	// LookupNames are the tables that expressions may name.
+	LookupNames []string
+	// Lookups has their values. Nil: every key is absent.
+	Lookups Lookups
 	// Rand is where the message IDs of core NATS messages come from. Nil: crypto/rand.
 	Rand io.Reader
 }

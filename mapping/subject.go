@@ -48,7 +48,7 @@ func Subject(template string) (string, error) {
 // subjectNames are the names that expressions have on the cloud side beside the captures.
 var subjectNames = map[string]bool{
 	"subject": true, "header": true, "payload": true, "json": true,
-	"stream": true, "sequence": true, "time": true,
+	"stream": true, "sequence": true, "time": true, "target": true,
 }
 
 // keywords of the expression language.
@@ -242,6 +242,8 @@ func SubjectToken(s string) string {
 	return percentEncode(s, classToken)
 }
 
+const inboxPrefix = "_INBOX."
+
 // ownSubjects are the first two tokens of what a bridge publishes itself.
 var ownSubjects = []string{"receipt", "dead", "mailbox"}
 
@@ -249,7 +251,7 @@ var ownSubjects = []string{"receipt", "dead", "mailbox"}
 // itself: $SYS, $JS and the like, inboxes, and our receipts, dead letters and
 // mailbox. A wildcard that took them would feed a core route with our own traffic.
 func reserved(subject, name string) bool {
-	if strings.HasPrefix(subject, "$") || strings.HasPrefix(subject, "_INBOX.") {
+	if strings.HasPrefix(subject, "$") || strings.HasPrefix(subject, inboxPrefix) {
 		return true
 	}
 	rest, ok := strings.CutPrefix(subject, name)

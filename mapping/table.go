@@ -1,6 +1,7 @@
 package mapping
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,30 +14,37 @@ type Table struct {
 	routes   []*route            // all, in order
 	bySource map[string][]*route // what a stream's messages ("": core NATS) may match, in order
 	anywhere []*route            // what messages of any other stream may match: drops that name no source
+	hubs     map[string]HubOptions
 	random   randomID
 	scopes   sync.Pool
 }
 
 // route is a Route, compiled.
 type route struct {
-	name     string
-	pattern  *pattern
-	stream   string
-	core     bool
-	drop     string
-	also     bool
-	hub      string
-	device   *template
-	allow    []string
-	fields   [5]systemField
-	ttl      bool
-	rule     *Route
-	ack      Ack
-	props    []propRule
-	explicit []string // names of the explicit properties
-	illegal  illegalAction
-	relay    bool // envelope: relay
-	charset  bool // the hub's documented one only
+	name      string
+	bridge    string // the bridge's name
+	pattern   *pattern
+	literal   string // what all its subjects begin with
+	stream    string
+	core      bool
+	drop      string
+	also      bool
+	hub       string
+	chooseHub *template // or an expression
+	device    *template
+	devices   *template // or several
+	perTarget bool      // something but the device depends on target
+	allow     []string
+	fields    [5]systemField
+	rule      *Route
+	ack       Ack
+	unordered bool
+	coalesce  *template // nil: not coalesced
+	props     []propRule
+	explicit  []string // names of the explicit properties
+	illegal   illegalAction
+	relay     bool // envelope: relay
+	charset   bool // the hub's documented one only
 }
 
 // The system properties that a template sets.
@@ -62,6 +70,7 @@ type cloudScope struct {
 	json    any
 	decoded bool
 	jsonErr error
+	target  string // the device that is sent to
 }
 
 func (s *cloudScope) reset() {
@@ -80,6 +89,8 @@ func (s *cloudScope) ref(r *ref) (string, bool) {
 		return s.in.Stream, s.in.Stream != ""
 	case refPayload:
 		return string(s.in.Payload), true
+	case refTarget:
+		return s.target, true
 	}
 	return "", false
 }
@@ -118,6 +129,8 @@ func (s *cloudScope) name(id string) (any, error) {
 		return int(s.in.Sequence), nil
 	case "time":
 		return s.in.Time.UTC(), nil
+	case "target":
+		return s.target, nil
 	}
 	for i := range s.pattern.captures {
 		if s.pattern.captures[i].name == id {
@@ -129,7 +142,8 @@ func (s *cloudScope) name(id string) (any, error) {
 
 // Map returns what each matching route makes of the message, in order: the
 // first match, and after a route with also: true the next one too. It returns
-// nothing if no route takes the message. The envelopes' Body aliases in.Payload.
+// nothing if no route takes the message. A route with devices gives one result a
+// device, and one alone if it has none. The envelopes' Body aliases in.Payload.
 func (t *Table) Map(in *Input) []Result {
 	routes, ok := t.bySource[in.Stream]
 	if !ok {
@@ -154,11 +168,15 @@ func (t *Table) Map(in *Input) []Result {
 			results = append(results, Result{Route: r.name, Drop: r.drop})
 			break
 		}
-		m := &mapped{}
-		if results == nil {
-			results = m.results[:0]
+		if r.devices != nil {
+			results = t.several(r, s, results)
+		} else {
+			m := &mapped{}
+			if results == nil {
+				results = m.results[:0]
+			}
+			results = append(results, t.one(r, s, m))
 		}
-		results = append(results, t.one(r, s, m))
 		if !r.also {
 			break
 		}
@@ -176,30 +194,54 @@ type mapped struct {
 }
 
 func (t *Table) one(r *route, s *cloudScope, m *mapped) Result {
-	if cameThrough(s.in.Header, t.name) {
-		return Result{Route: r.name, Drop: string(ReasonLoop)}
+	res := Result{Route: r.name}
+	if res.Drop, res.Err = t.before(r, s); res.Drop != "" || res.Err != nil {
+		return res
 	}
-	if err := t.fill(&m.envelope, m.props[:0], r, s); err != nil {
-		err.Route = r.name
-		return Result{Route: r.name, Err: err}
+	var err *RouteError
+	if res.Device, err = r.deviceID(s); err == nil {
+		err = t.fill(&m.envelope, m.props[:0], r, s, res.Device)
 	}
-	return Result{Route: r.name, Envelope: &m.envelope}
+	if err != nil {
+		return r.failed(res, err)
+	}
+	res.Envelope = &m.envelope
+	return res
 }
 
-// fill makes the envelope; props is empty room for its properties.
-func (t *Table) fill(e *Envelope, props []Property, r *route, s *cloudScope) *RouteError {
+func (r *route) failed(res Result, err *RouteError) Result {
+	err.Route = r.name
+	res.Err = err
+	return res
+}
+
+// before finds what keeps a message from every device, before any expression looks at it.
+func (t *Table) before(r *route, s *cloudScope) (drop string, err *RouteError) {
+	if cameThrough(s.in.Header, t.name) {
+		return string(ReasonLoop), nil
+	}
+	if n := len(s.in.Payload); n > MaxMessageSize {
+		err = tooLarge(n)
+		err.Route = r.name
+	}
+	return "", err
+}
+
+// fill makes the envelope for a device; props is empty room for its properties.
+func (t *Table) fill(e *Envelope, props []Property, r *route, s *cloudScope, device string) *RouteError {
 	in := s.in
-	if len(in.Payload) > MaxMessageSize { // before any expression looks at it
-		return tooLarge(len(in.Payload))
-	}
-	device, err := r.deviceID(s)
-	if err != nil {
-		return err
-	}
+	s.target = device
 	e.Route, e.Hub, e.Device, e.Ack, e.Body = r.name, r.hub, device, r.ack, in.Payload
-	if r.ttl {
-		// The AMQP timestamp counts milliseconds (AMQP 1.0 §1.6.17).
-		e.ExpiresAt = in.Time.Add(r.rule.Message.TTL).Truncate(1e6).UTC()
+	documented := r.charset
+	if r.chooseHub != nil {
+		h, err := t.hub(r, s)
+		if err != nil {
+			return err
+		}
+		e.Hub, documented = h.Name, h.DocumentedCharset
+	}
+	if err := r.deliver(e, s); err != nil {
+		return err
 	}
 	id := ""
 	for i := range r.fields {
@@ -236,7 +278,7 @@ func (t *Table) fill(e *Envelope, props []Property, r *route, s *cloudScope) *Ro
 	var original string
 	e.MessageID, original = legalMessageID(id)
 
-	b := bag{documented: r.charset, props: props}
+	b := bag{documented: documented, props: props}
 	for i := range r.props {
 		if p := &r.props[i]; p.value != nil {
 			if err := b.setRule(p, s, r.illegal); err != nil {
@@ -298,14 +340,44 @@ func (r *route) deviceID(s scope) (string, *RouteError) {
 	if !ok {
 		return "", &RouteError{Field: "device", Reason: ReasonAbsent, Err: r.device.parts[0].absent().err}
 	}
-	if err := checkDeviceID(id); err != nil {
-		return "", &RouteError{Field: "device", Reason: ReasonBadDevice, Err: err}
-	}
-	if len(r.allow) > 0 && !slices.ContainsFunc(r.allow, func(p string) bool { return glob(p, id) }) {
-		return "", &RouteError{Field: "device", Reason: ReasonNotAllowed,
-			Err: fmt.Errorf("%q is not in the route's allow list", id)}
+	if err := r.checkDevice("device", id); err != nil {
+		if err.Reason == ReasonBadDevice {
+			id = "" // it may be anything
+		}
+		return id, err
 	}
 	return id, nil
+}
+
+// checkDevice is what every device must pass, however it was chosen.
+func (r *route) checkDevice(field, id string) *RouteError {
+	if err := checkDeviceID(id); err != nil {
+		return &RouteError{Field: field, Reason: ReasonBadDevice, Err: err}
+	}
+	if !r.allowed(id) {
+		return &RouteError{Field: field, Reason: ReasonNotAllowed, Err: fmt.Errorf("%q is not in the route's allow list", id)}
+	}
+	return nil
+}
+
+func (r *route) allowed(id string) bool {
+	return len(r.allow) == 0 || slices.ContainsFunc(r.allow, func(p string) bool { return glob(p, id) })
+}
+
+// hub is the one that the route's expression chooses.
+func (t *Table) hub(r *route, s scope) (HubOptions, *RouteError) {
+	name, ok, verr := r.chooseHub.eval(s)
+	switch {
+	case verr != nil:
+		return HubOptions{}, &RouteError{Field: "hub", Reason: verr.reason, Err: verr.err}
+	case !ok:
+		return HubOptions{}, &RouteError{Field: "hub", Reason: ReasonAbsent, Err: r.chooseHub.parts[0].absent().err}
+	}
+	h, ok := t.hubs[name]
+	if !ok {
+		return HubOptions{}, &RouteError{Field: "hub", Reason: ReasonUnknownHub, Err: errors.New("names none of the configured hubs")}
+	}
+	return h, nil
 }
 
 func (t *Table) defaultID(r *route, in *Input) string {
@@ -316,7 +388,7 @@ func (t *Table) defaultID(r *route, in *Input) string {
 	} else {
 		b = appendDefaultID(b, in.Stream, in.Sequence, in.Time)
 	}
-	if r.also { // later routes may send this message too; one at most has no suffix
+	if r.also || r.devices != nil { // later routes may send this message too; one at most has no suffix
 		b = append(b, ':')
 		b = append(b, r.name...)
 	}

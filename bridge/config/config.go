@@ -54,6 +54,8 @@ type Bridge struct {
 	NATS NATS `yaml:"nats"`
 	// Hubs lists the IoT Hubs; the first is the default.
 	Hubs []Hub `yaml:"hubs"`
+	// Lookups are the tables that routes read with lookup and group.
+	Lookups []Lookup `yaml:"lookups"`
 	// Routes are tried in order; the first match wins.
 	Routes []Route `yaml:"routes"`
 	// Unmatched is drop (default) or dead: what becomes of a message that no route takes.
@@ -130,6 +132,17 @@ type Hub struct {
 	Window int `yaml:"window"`
 	// PropertyCharset is utf8 (default) or documented: the hub's documented set of ASCII characters only.
 	PropertyCharset string `yaml:"property_charset"`
+}
+
+// Lookup is a table of values that expressions look up by a key: lookup("aliases", device) is nil for a key that is not
+// there. A value is a text or a list of texts.
+type Lookup struct {
+	// Name is what expressions call it. group(name) reads the one named groups, whose values are device IDs.
+	Name string `yaml:"name"`
+	// Bucket is a NATS KV bucket, watched. Its values are texts, or lists as JSON; what a key cannot have there is looked up as =XX.
+	Bucket string `yaml:"bucket"`
+	// File is a file of keys and values, read again when it changes: .yaml, .json, or .csv without a header line (key, value; more columns are a list). Exactly one of bucket and file.
+	File string `yaml:"file"`
 }
 
 // Route is a mapping route and how its stream is consumed.

@@ -71,6 +71,7 @@ func (p *problems) bridge(b *Bridge) {
 		}
 	}
 
+	p.lookups(b)
 	if len(b.Routes) == 0 {
 		p.addf("bridge.routes", "missing; without a route nothing is forwarded")
 	}
@@ -83,7 +84,7 @@ func (p *problems) bridge(b *Bridge) {
 		} else {
 			names[r.Name] = i
 		}
-		if _, ok := hubs[r.Hub]; !ok && r.Hub != "" {
+		if _, ok := hubs[r.Hub]; !ok && r.Hub != "" && !strings.Contains(r.Hub, "{") {
 			p.addf(at+".hub", "%s is none of the hubs; known: %s", show(r.Hub), strings.Join(hubNames(b), ", "))
 		}
 		p.route(at, r)
@@ -189,8 +190,8 @@ func (p *problems) route(at string, r *Route) {
 	if r.Subject == "" {
 		p.addf(at+".subject", "missing; say which messages the route takes, such as subject: \"cmd.{device}.>\"")
 	}
-	if r.Drop == "" && r.Device == "" && !p.has(at+".drop") {
-		p.addf(at+".device", "missing; say which device gets the message, such as device: \"{device}\" (or drop: REASON)")
+	if r.Drop == "" && r.Device == "" && r.Devices == "" && !p.has(at+".drop") && !p.has(at+".devices") {
+		p.addf(at+".device", "missing; say which device gets the message, such as device: \"{device}\" (or devices: for several, or drop: REASON)")
 	}
 	if r.Start != "" || p.src.given(at+".start") {
 		p.start(at+".start", r.Start)
