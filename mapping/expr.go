@@ -496,7 +496,11 @@ func decodeJSON(b []byte) (any, error) {
 	}
 	if err != nil {
 		// The decoder's text quotes the payload.
-		return nil, fmt.Errorf("not valid JSON near byte %d", d.InputOffset())
+		at := d.InputOffset()
+		if bad := (*json.SyntaxError)(nil); errors.As(err, &bad) {
+			at = bad.Offset
+		}
+		return nil, fmt.Errorf("not valid JSON near byte %d", at)
 	}
 	return plainNumbers(v), nil
 }

@@ -163,20 +163,7 @@ func (t *Table) Map(in *Input) []Result {
 		if !r.pattern.match(in.Subject, s.offs) {
 			continue
 		}
-		s.pattern = r.pattern
-		if r.drop != "" {
-			results = append(results, Result{Route: r.name, Drop: r.drop})
-			break
-		}
-		if r.devices != nil {
-			results = t.several(r, s, results)
-		} else {
-			m := &mapped{}
-			if results == nil {
-				results = m.results[:0]
-			}
-			results = append(results, t.one(r, s, m))
-		}
+		results = t.apply(r, s, results)
 		if !r.also {
 			break
 		}
@@ -184,6 +171,22 @@ func (t *Table) Map(in *Input) []Result {
 	s.reset()
 	t.scopes.Put(s)
 	return results
+}
+
+// apply adds what a route that matches makes of the message.
+func (t *Table) apply(r *route, s *cloudScope, results []Result) []Result {
+	s.pattern = r.pattern
+	switch {
+	case r.drop != "":
+		return append(results, Result{Route: r.name, Drop: r.drop})
+	case r.devices != nil:
+		return t.several(r, s, results)
+	}
+	m := &mapped{}
+	if results == nil {
+		results = m.results[:0]
+	}
+	return append(results, t.one(r, s, m))
 }
 
 // mapped is what nearly every message needs, in one allocation.
