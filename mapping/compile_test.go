@@ -27,7 +27,7 @@ func TestCompileErrors(t *testing.T) {
 		{ok(func(r *Route) { r.Device = "a b" }), "device", "not legal in a device ID"},
 		{ok(func(r *Route) { r.Device = "a/{d}" }), "device", "not legal in a device ID"},
 		{ok(func(r *Route) { r.Device = strings.Repeat("x", 129) }), "device", "at most 128"},
-		{ok(func(r *Route) { r.Device = "x"; r.Allow = []string{"y*"} }), "device", "not in the route's own allow list"},
+		{ok(func(r *Route) { r.Device = "x"; r.Allow = []string{"y*"} }), "device", "not among the devices that the route allows"},
 		{ok(func(r *Route) { r.Device = `{header["D"]}` }), "allow", "depends on header"},
 		{ok(func(r *Route) { r.Device = `{d}{upper(json.x)}` }), "allow", "depends on json"},
 		{ok(func(r *Route) { r.Device = `{d ?? payload}` }), "allow", "depends on payload"},
@@ -38,13 +38,26 @@ func TestCompileErrors(t *testing.T) {
 		{ok(func(r *Route) { r.Message.Ack = "Full" }), "message.ack", `"Full": must be none, positive, negative or full`},
 		{ok(func(r *Route) { r.Message.ContentType = "tëxt" }), "message.content_type", "outside ASCII"},
 		{ok(func(r *Route) { r.Message.CorrelationID = "{" }), "message.correlation_id", "unclosed"},
+		{ok(func(r *Route) { r.When = "{d == 'x'}" }), "when", "write it without the braces"},
+		{ok(func(r *Route) { r.When = "d" }), "when", "d: gives a text; a condition is true or false"},
+		{ok(func(r *Route) { r.When = "x == 1" }), "when", "unknown name x"},
+		{ok(func(r *Route) { r.When = "d == 1" }), "when", "invalid operation: == (mismatched types string and int)"},
+		{ok(func(r *Route) { r.When = "nil" }), "when", "is always nil"},
+		{ok(func(r *Route) { r.When = `target == "x"` }), "when", "unknown name target"},
+		{ok(func(r *Route) { r.Deny = []string{"a/b"} }), "deny[0]", "can match no device ID"},
+		{ok(func(r *Route) { r.Device, r.Deny = "x1", []string{"x*"} }), "device", "not among the devices"},
+		{ok(func(r *Route) { r.Use = []string{"nope"} }), "use[0]", `"nope" is not among the templates: "good"`},
+		{ok(func(r *Route) { r.Use = []string{"good", "good"} }), "use[1]", "used twice"},
+		{ok(func(r *Route) { r.Default, r.Subject, r.Source, r.Stream, r.Device = true, "", "core", "", "x" }), "subject", "is empty"},
+		{Route{Subject: "c", Drop: "x", Use: []string{"good"}}, "use", "has no use in a route that drops"},
+		{Route{Subject: "c", Drop: "x", Deny: []string{"a"}}, "deny", "has no use in a route that drops"},
 		{ok(func(r *Route) { r.Message.MaxAge = -1 }), "message.max_age", "negative"},
 		{ok(func(r *Route) { r.Order = "fifo" }), "order", `"fifo": must be device or none`},
 		{ok(func(r *Route) { r.Coalesce = "{x}" }), "coalesce", "unknown name x"},
 		{ok(func(r *Route) { r.Devices = "a" }), "devices", "keep one of the two"},
 		{ok(func(r *Route) { r.Device, r.Devices = "", "," }), "devices", "names no device"},
 		{ok(func(r *Route) { r.Device, r.Devices = "", "a,b/c" }), "devices", `"b/c": character 2 is not legal`},
-		{ok(func(r *Route) { r.Device, r.Devices, r.Allow = "", "a,b", []string{"a"} }), "devices", `"b" is not in the route's own allow list`},
+		{ok(func(r *Route) { r.Device, r.Devices, r.Allow = "", "a,b", []string{"a"} }), "devices", `"b" is not among the devices that the route allows`},
 		{ok(func(r *Route) { r.Device, r.Devices = "", "{json.to}" }), "allow", "devices depends on json"},
 		{ok(func(r *Route) { r.Device, r.Devices = "", `x{["a"]}` }), "devices", "gives a list"},
 		{ok(func(r *Route) { r.Device = `{["a"]}` }), "device", "gives a list"},
@@ -74,7 +87,7 @@ func TestCompileErrors(t *testing.T) {
 		{Route{Subject: "c", Drop: "x", Receipts: true}, "receipts", "has no use in a route that drops"},
 		{Route{Subject: "c", Drop: " "}, "drop", "one line of text"},
 	} {
-		_, err := Compile([]Route{{Subject: "ok", Drop: "fine"}, c.route}, TableOptions{Hubs: []HubOptions{{Name: "main"}}})
+		_, err := Compile([]Route{{Subject: "ok", Drop: "fine"}, c.route}, TableOptions{Hubs: []HubOptions{{Name: "main"}}, Templates: []Template{{Name: "good"}}})
 		require.Error(t, err, c.want)
 		var fe *FieldError
 		require.ErrorAs(t, err, &fe)

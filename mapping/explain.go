@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -22,8 +23,10 @@ type Tried struct {
 	Subject string `json:"subject,omitempty"`
 	Matched bool   `json:"matched"`
 	Why     string `json:"why,omitempty"` // why it did not match, one line
-	// Captures are what the subject's captures took, in order, if it matched.
+	// Captures are what the subject's captures took, in order, if the subject is the route's.
 	Captures []Named `json:"captures,omitempty"`
+	// Condition is what the route's when gave: true, false, or an error, which makes the message the route's.
+	Condition *Value `json:"condition,omitempty"`
 	// Values has every expression of a route that matched and delivers, in the order of its fields. For a group: with the
 	// first device that has an envelope as the target.
 	Values []Value `json:"values,omitempty"`
@@ -53,32 +56,60 @@ func (t *Table) Explain(in *Input) *Explanation {
 		x.Note = "subjects under $… and _INBOX, and the bridge's own, never match"
 	}
 	s := &cloudScope{in: in, offs: splitSubject(in.Subject, nil)}
+	x.Routes = make([]Tried, len(t.routes))
 	taken := ""
-	for _, r := range t.routes {
-		tried := Tried{Route: r.name, Subject: r.rule.Subject}
-		switch {
-		case x.Note != "":
-			tried.Why = "not tried"
-		case taken != "":
-			tried.Why = "not tried: " + taken + " took the message"
-		default:
-			if tried.Why = r.whyNot(s); tried.Why != "" {
-				break
+	for _, rest := range []bool{false, true} {
+		if rest && taken == "" && len(x.Results) > 0 {
+			taken = x.Results[0].Route
+		}
+		for i, r := range t.routes {
+			if r.rest != rest {
+				continue
 			}
-			tried.Matched = true
-			x.Results = t.apply(r, s, x.Results)
-			tried.Captures = r.captured(s)
-			if r.drop == "" {
-				s.target = firstTarget(x.Results, r.name)
-				tried.Values = r.values(s)
-			}
-			if !r.also {
+			x.Routes[i] = Tried{Route: r.name, Subject: r.rule.Subject}
+			switch {
+			case x.Note != "":
+				x.Routes[i].Why = "not tried"
+			case taken != "":
+				x.Routes[i].Why = "not tried: " + taken + " took the message"
+			case t.try(r, s, x, &x.Routes[i]) && !r.also:
 				taken = r.name
 			}
 		}
-		x.Routes = append(x.Routes, tried)
 	}
 	return x
+}
+
+// try reports whether a route takes the message.
+func (t *Table) try(r *route, s *cloudScope, x *Explanation, tried *Tried) bool {
+	if tried.Why = r.whyNot(s); tried.Why != "" {
+		return false
+	}
+	s.pattern = r.pattern
+	tried.Captures = r.captured(s)
+	if r.when != nil {
+		tried.Condition = &Value{Field: "when", Expression: r.rule.When}
+		takes, err := r.takes(s)
+		if err != nil {
+			tried.Condition.Err = strings.TrimPrefix(err.Err.Error(), "{"+r.rule.When+"}: ")
+			tried.Matched = true
+			x.Results = append(x.Results, t.undecided(r, s, err))
+			return true
+		}
+		text := strconv.FormatBool(takes)
+		tried.Condition.Text = &text
+		if !takes {
+			tried.Why = "when is not true"
+			return false
+		}
+	}
+	tried.Matched = true
+	x.Results = t.apply(r, s, x.Results)
+	if r.drop == "" {
+		s.target = firstTarget(x.Results, r.name)
+		tried.Values = r.values(s)
+	}
+	return true
 }
 
 // whyNot says why a route does not take a message; "" if it does.
@@ -149,11 +180,11 @@ func (r *route) values(s *cloudScope) []Value {
 	add("devices", r.devices)
 	add("hub", r.chooseHub)
 	for i := range r.fields {
-		add(r.fields[i].field, r.fields[i].t)
+		add(fieldNames[i], r.fields[i])
 	}
 	add("coalesce", r.coalesce)
 	for i := range r.props {
-		add(r.props[i].field(), r.props[i].value)
+		add(r.props[i].field+".value", r.props[i].value)
 	}
 	return list
 }

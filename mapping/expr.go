@@ -1,16 +1,11 @@
 package mapping
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"math"
 	"reflect"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -39,6 +34,7 @@ const (
 	refStream
 	refPayload
 	refTarget
+	refEvent
 	refDevice
 	refProperty
 	refMessage
@@ -77,160 +73,6 @@ type program struct {
 	src    string
 	prog   *vm.Program
 	idents []string
-}
-
-// builtins is what expressions may call of the library: pure, without clock,
-// zone or random order, and bounded by the size of the message.
-var builtins = []string{
-	"all", "none", "any", "one", "filter", "map", "find", "findIndex", "findLast", "findLastIndex", "count", "sum",
-	"len", "type", "abs", "ceil", "floor", "round", "int", "float", "string",
-	"trim", "trimPrefix", "trimSuffix", "upper", "lower", "split", "splitAfter", "indexOf", "lastIndexOf", "hasPrefix", "hasSuffix",
-	"max", "min", "mean", "median", "toBase64", "fromBase64", "first", "last", "get", "take", "reverse", "uniq", "concat", "flatten", "sort",
-	"bitand", "bitor", "bitxor", "bitnand", "bitshl", "bitshr", "bitushr", "bitnot",
-}
-
-var errText = errors.New("text too long")
-
-// exprOptions are the same for every expression of a side.
-func exprOptions(s *side, seen *visitor) []expr.Option {
-	o := []expr.Option{expr.Env(s.env), expr.MaxNodes(maxExprNodes), expr.DisableAllBuiltins(), expr.Patch(seen)}
-	for _, b := range builtins {
-		o = append(o, expr.EnableBuiltin(b))
-	}
-	if s.hasTables {
-		o = append(o,
-			expr.Function("lookup", func(a ...any) (any, error) { return s.lookup(a[0].(string), a[1]) }, new(func(string, any) any)),
-			expr.Function("group", func(a ...any) (any, error) { return s.lookup(GroupTable, a[0]) }, new(func(any) any)),
-		)
-	}
-	return append(o,
-		expr.Function("replace", func(a ...any) (any, error) {
-			s, old, new := a[0].(string), a[1].(string), a[2].(string)
-			if n := strings.Count(s, old); len(s)+n*len(new) > maxText {
-				return nil, errText
-			}
-			return strings.ReplaceAll(s, old, new), nil
-		}, new(func(string, string, string) string)),
-		expr.Function("join", func(a ...any) (any, error) {
-			glue := ""
-			if len(a) == 2 {
-				glue = a[1].(string)
-			}
-			return joinText(a[0], glue)
-		}, new(func([]string, string) string), new(func([]string) string), new(func([]any, string) string), new(func([]any) string)),
-		expr.Function("fromJSON", func(a ...any) (any, error) { return decodeJSON([]byte(a[0].(string))) }, new(func(string) any)),
-		expr.Function("toJSON", func(a ...any) (any, error) {
-			var b bytes.Buffer
-			enc := json.NewEncoder(&b)
-			enc.SetEscapeHTML(false)
-			if err := enc.Encode(a[0]); err != nil {
-				return nil, err
-			}
-			return strings.TrimSuffix(b.String(), "\n"), nil
-		}, new(func(any) string)),
-	)
-}
-
-func joinText(list any, glue string) (any, error) {
-	var parts []string
-	switch list := list.(type) {
-	case []string:
-		parts = list
-	case []any:
-		for _, v := range list {
-			s, ok := v.(string)
-			if !ok {
-				return nil, fmt.Errorf("cannot join %T", v)
-			}
-			parts = append(parts, s)
-		}
-	}
-	n := len(parts) * len(glue)
-	for _, p := range parts {
-		n += len(p)
-	}
-	if n > maxText {
-		return nil, errText
-	}
-	return strings.Join(parts, glue), nil
-}
-
-// visitor looks at an expression's names and refuses what has no bound or no stable value.
-type visitor struct {
-	side   *side
-	idents []string // names of the message that it reads
-	err    error
-}
-
-func (v *visitor) Visit(node *ast.Node) {
-	switch n := (*node).(type) {
-	case *ast.IdentifierNode:
-		if n.Value == "$env" {
-			v.fail("$env is not available; use the names directly")
-		}
-		if _, known := v.side.env[n.Value]; known && !slices.Contains(v.idents, n.Value) {
-			v.idents = append(v.idents, n.Value)
-		}
-	case *ast.BuiltinNode: // those with predicates stay in the language, whatever is disabled
-		if !slices.Contains(builtins, n.Name) {
-			v.fail(n.Name + "() is not available; its time or its order has no bound")
-		}
-	case *ast.CallNode:
-		v.call(n)
-	case *ast.PredicateNode:
-		var inner loops
-		ast.Walk(&n.Node, &inner)
-		if inner {
-			v.fail("a loop within a loop is not available; its time has no bound")
-		}
-	case *ast.MemberNode:
-		if p, ok := n.Property.(*ast.StringNode); ok && n.Node.Type() == reflect.TypeFor[time.Time]() {
-			switch p.Value {
-			case "Format", "Unix", "UnixMilli", "UnixMicro", "UnixNano", "Year", "Month", "Day", "Hour", "Minute", "Second", "YearDay", "String":
-			default:
-				v.fail("time." + p.Value + ` is not available; use time.Format("2006-01-02"), time.Unix() or time.UnixMilli()`)
-			}
-		}
-	}
-}
-
-// call checks the table that lookup or group reads.
-func (v *visitor) call(n *ast.CallNode) {
-	fn, ok := n.Callee.(*ast.IdentifierNode)
-	if !ok || !v.side.hasTables {
-		return
-	}
-	table := GroupTable
-	switch fn.Value {
-	case "lookup":
-		name, ok := n.Arguments[0].(*ast.StringNode)
-		if !ok {
-			v.fail(`lookup() needs the lookup's name as a text in quotes, such as lookup("aliases", device)`)
-			return
-		}
-		table = name.Value
-	case "group":
-	default:
-		return
-	}
-	if err := v.side.checkTable(fn.Value, table); err != nil {
-		v.fail(err.Error())
-	}
-}
-
-func (v *visitor) fail(text string) {
-	if v.err == nil {
-		v.err = errors.New(text)
-	}
-}
-
-// loops finds predicates.
-type loops bool
-
-func (l *loops) Visit(node *ast.Node) {
-	if _, ok := (*node).(*ast.PredicateNode); ok {
-		*l = true
-	}
 }
 
 // compileExpr compiles an expression whose result want accepts.
@@ -306,16 +148,7 @@ func resultType(node ast.Node) error {
 			return nil
 		}
 	}
-	what := "a value of type " + t.String()
-	switch t.Kind() {
-	case reflect.Slice, reflect.Array:
-		what = "a list"
-	case reflect.Map:
-		what = "a map"
-	case reflect.Func:
-		what = "a function"
-	}
-	return fmt.Errorf("gives %s; a field takes text, a number, true or false (pick one entry, or use join or toJSON)", what)
+	return fmt.Errorf("gives %s; a field takes text, a number, true or false (pick one entry, or use join or toJSON)", typeWord(t))
 }
 
 // listType is resultType for a field that takes several texts.
@@ -365,18 +198,28 @@ func simplePart(node ast.Node, s *side) (part, bool) {
 	return part{}, false
 }
 
+// machine runs expressions, one at a time. It is kept with a scope, since making one
+// costs as much as running a small expression.
+type machine struct {
+	vm  vm.VM
+	env map[string]any
+}
+
 // run gives the expression's value.
 func (p *program) run(s scope) (any, *valueError) {
-	env := make(map[string]any, len(p.idents))
+	m := s.machine()
+	if m.env == nil {
+		m.env, m.vm.MemoryBudget = make(map[string]any, 8), memoryBudget
+	}
+	clear(m.env)
 	for _, id := range p.idents {
 		v, err := s.name(id)
 		if err != nil {
 			return nil, &valueError{ReasonExpression, fmt.Errorf("{%s}: %w", p.src, err)}
 		}
-		env[id] = v
+		m.env[id] = v
 	}
-	machine := vm.VM{MemoryBudget: memoryBudget}
-	v, err := machine.Run(p.prog, env)
+	v, err := m.vm.Run(p.prog, m.env)
 	if err != nil {
 		return nil, &valueError{ReasonExpression, fmt.Errorf("{%s}: %s", p.src, runError(err))}
 	}
@@ -428,110 +271,4 @@ func runError(err error) string {
 		return fmt.Sprintf("at character %d: is %s, not %s", fe.Column+1, m[1], m[2])
 	}
 	return fmt.Sprintf("at character %d: failed on the values of this message", fe.Column+1)
-}
-
-// valueText writes a result as a text; false for nil.
-func valueText(v any) (string, bool, error) {
-	switch v := v.(type) {
-	case nil:
-		return "", false, nil
-	case string:
-		return v, true, nil
-	case bool:
-		return strconv.FormatBool(v), true, nil
-	case int:
-		return strconv.Itoa(v), true, nil
-	case int64:
-		return strconv.FormatInt(v, 10), true, nil
-	case uint64:
-		return strconv.FormatUint(v, 10), true, nil
-	case float64:
-		return floatText(v)
-	case time.Time:
-		return v.Format(time.RFC3339Nano), true, nil
-	case []byte:
-		return "", false, errors.New("gives bytes; a field takes text, a number, true or false")
-	}
-	switch r := reflect.ValueOf(v); r.Kind() {
-	case reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int: // such as time.Month
-		return strconv.FormatInt(r.Int(), 10), true, nil
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32:
-		return strconv.FormatUint(r.Uint(), 10), true, nil
-	case reflect.Float32:
-		return floatText(r.Float())
-	case reflect.Slice, reflect.Array:
-		return "", false, errors.New("gives a list; a field takes text, a number, true or false (pick one entry, or use join or toJSON)")
-	case reflect.Map:
-		return "", false, errors.New("gives an object; a field takes text, a number, true or false (pick one entry, or use toJSON)")
-	}
-	return "", false, fmt.Errorf("gives a value of type %T; a field takes text, a number, true or false", v)
-}
-
-// floatText writes the shortest text that reads back the same, in JSON's style.
-func floatText(f float64) (string, bool, error) {
-	if math.IsNaN(f) || math.IsInf(f, 0) {
-		return "", false, errors.New("is not a finite number")
-	}
-	format := byte('f')
-	if abs := math.Abs(f); abs != 0 && (abs < 1e-6 || abs >= 1e21) {
-		format = 'e'
-	}
-	text := strconv.FormatFloat(f, format, -1, 64)
-	if format == 'e' { // e-07 becomes e-7, as in JSON
-		text = strings.Replace(text, "e-0", "e-", 1)
-	}
-	return text, true, nil
-}
-
-// decodeJSON decodes one JSON value with integers kept as integers.
-func decodeJSON(b []byte) (any, error) {
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.UseNumber()
-	var v any
-	err := d.Decode(&v)
-	if err == nil {
-		if _, more := d.Token(); more != io.EOF {
-			err = errors.New("more after the value")
-		}
-	}
-	if err != nil {
-		// The decoder's text quotes the payload.
-		at := d.InputOffset()
-		if bad := (*json.SyntaxError)(nil); errors.As(err, &bad) {
-			at = bad.Offset
-		}
-		return nil, fmt.Errorf("not valid JSON near byte %d", at)
-	}
-	return plainNumbers(v), nil
-}
-
-func plainNumbers(v any) any {
-	switch v := v.(type) {
-	case json.Number:
-		return plainNumber(v)
-	case map[string]any:
-		for k, e := range v {
-			v[k] = plainNumbers(e)
-		}
-	case []any:
-		for i, e := range v {
-			v[i] = plainNumbers(e)
-		}
-	}
-	return v
-}
-
-func plainNumber(n json.Number) any {
-	s := string(n)
-	if !strings.ContainsAny(s, ".eE") {
-		if i, err := strconv.Atoi(s); err == nil {
-			return i
-		}
-		return s // beyond 64 bits a float would change the digits
-	}
-	f, err := strconv.ParseFloat(s, 64)
-	if err != nil {
-		return s
-	}
-	return f
 }

@@ -92,7 +92,7 @@ type Reason string
 const (
 	ReasonAbsent       Reason = "absent"         // a value that must be there is nil
 	ReasonExpression   Reason = "bad-expression" // an expression failed on this message
-	ReasonNotAllowed   Reason = "not-allowed"    // device not in the route's allow list, or subject not in allow_subjects
+	ReasonNotAllowed   Reason = "not-allowed"    // device not among those that the route allows, or subject not in allow_subjects
 	ReasonBadDevice    Reason = "bad-device"     // not a legal device ID
 	ReasonBadProperty  Reason = "bad-property"   // a property the hub cannot carry
 	ReasonBadMessageID Reason = "bad-message-id" // a system property the hub cannot carry

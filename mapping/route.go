@@ -12,6 +12,10 @@ type Route struct {
 	Name string `yaml:"name"`
 	// Subject is a NATS subject; "{x}" captures one token and "{x...}" the rest, "*" and ">" match without a name.
 	Subject string `yaml:"subject"`
+	// When is an expression, without braces, that must be true for the route to take the message, such as 'header["X-Kind"] == "urgent"'. Nil is not true; one that fails makes a dead letter.
+	When string `yaml:"when"`
+	// Default makes the route one for the rest: it takes what no other route took, wherever it stands. Its subject may be left out if it has a stream: everything there.
+	Default bool `yaml:"default"`
 	// Stream takes only messages of this JetStream stream: at least once.
 	Stream string `yaml:"stream"`
 	// Source is "core" to take messages from core NATS: at most once, unless the publisher makes a request. A route that
@@ -37,8 +41,12 @@ type Route struct {
 	Coalesce string `yaml:"coalesce"`
 	// Receipts publishes a receipt of each message's fate, also without ack.
 	Receipts bool `yaml:"receipts"`
+	// Deny lists devices that the route never reaches, as patterns like those of allow, which it goes before.
+	Deny []string `yaml:"deny"`
 	// Message sets the system properties.
 	Message MessageRule `yaml:"message"`
+	// Use names templates whose properties the route sets before its own; the route's own entry of a name goes before a template's.
+	Use []string `yaml:"use"`
 	// Properties sets the application properties, in order.
 	Properties []PropertyRule `yaml:"properties"`
 	// IllegalValues says what happens to an explicit property's value that the hub or NATS cannot carry as it is: encode, omit or dead (default). Copies by pattern always encode.
@@ -79,12 +87,22 @@ type PropertyRule struct {
 	Strip string `yaml:"strip"`
 }
 
+// Template is a set of properties that routes share by use.
+type Template struct {
+	// Name is what use calls it.
+	Name string `yaml:"name"`
+	// Properties are compiled for each route that uses them, so they may name captures that these have.
+	Properties []PropertyRule `yaml:"properties"`
+}
+
 // TableOptions is what a Table must know beyond its routes.
 type TableOptions struct {
 	// Name is the bridge's name, for Downlink-Via and the loop check. Default: downlink.
 	Name string
 	// Hubs lists the hubs in order; the first is the default.
 	Hubs []HubOptions
+	// Templates are what routes may use.
+	Templates []Template
 	// LookupNames are the tables that expressions may name.
 	LookupNames []string
 	// Lookups has their values. Nil: every key is absent.

@@ -12,11 +12,13 @@ import (
 type Table struct {
 	name     string
 	routes   []*route            // all, in order
-	bySource map[string][]*route // what a stream's messages ("": core NATS) may match, in order
-	anywhere []*route            // what messages of any other stream may match: drops that name no source
+	sources  map[string]*matcher // what a stream's messages ("": core NATS) may match
+	anywhere *matcher            // what messages of any other stream may match: drops that name no source
 	hubs     map[string]HubOptions
-	random   randomID
-	scopes   sync.Pool
+
+	templates []string // names, for warnings
+	random    randomID
+	scopes    sync.Pool
 }
 
 // route is a Route, compiled.
@@ -29,13 +31,16 @@ type route struct {
 	core      bool
 	drop      string
 	also      bool
+	rest      bool       // default: for what no other route took
+	when      *condition // nil: always
 	hub       string
 	chooseHub *template // or an expression
 	device    *template
 	devices   *template // or several
 	perTarget bool      // something but the device depends on target
 	allow     []string
-	fields    [5]systemField
+	deny      []string
+	fields    [len(fieldNames)]*template // nil: not set
 	rule      *Route
 	ack       Ack
 	unordered bool
@@ -56,10 +61,7 @@ const (
 	fieldContentEncoding
 )
 
-type systemField struct {
-	field string
-	t     *template // nil: not set
-}
+var fieldNames = [...]string{"message.message_id", "message.correlation_id", "message.user_id", "message.content_type", "message.content_encoding"}
 
 // cloudScope is one message as templates see it.
 type cloudScope struct {
@@ -70,12 +72,17 @@ type cloudScope struct {
 	json    any
 	decoded bool
 	jsonErr error
+	m       machine
+	asking  bool   // a condition is being evaluated
 	target  string // the device that is sent to
 }
 
 func (s *cloudScope) reset() {
-	*s = cloudScope{offs: s.offs[:0]}
+	clear(s.m.env) // the message is the caller's again
+	*s = cloudScope{offs: s.offs[:0], m: s.m}
 }
+
+func (s *cloudScope) machine() *machine { return &s.m }
 
 func (s *cloudScope) ref(r *ref) (string, bool) {
 	switch r.kind {
@@ -91,6 +98,8 @@ func (s *cloudScope) ref(r *ref) (string, bool) {
 		return string(s.in.Payload), true
 	case refTarget:
 		return s.target, true
+	case refEvent:
+		return eventAttribute(s.in.Header, r.name)
 	}
 	return "", false
 }
@@ -117,6 +126,9 @@ func (s *cloudScope) name(id string) (any, error) {
 			s.decoded = true
 		}
 		if s.jsonErr != nil {
+			if s.asking { // whether the payload is JSON may be the question
+				return nil, nil
+			}
 			return nil, fmt.Errorf("payload is %w", s.jsonErr)
 		}
 		return s.json, nil
@@ -131,6 +143,8 @@ func (s *cloudScope) name(id string) (any, error) {
 		return s.in.Time.UTC(), nil
 	case "target":
 		return s.target, nil
+	case "cloudevent":
+		return event(s.in.Header), nil
 	}
 	for i := range s.pattern.captures {
 		if s.pattern.captures[i].name == id {
@@ -145,11 +159,11 @@ func (s *cloudScope) name(id string) (any, error) {
 // nothing if no route takes the message. A route with devices gives one result a
 // device, and one alone if it has none. The envelopes' Body aliases in.Payload.
 func (t *Table) Map(in *Input) []Result {
-	routes, ok := t.bySource[in.Stream]
-	if !ok {
-		routes = t.anywhere
+	m := t.sources[in.Stream]
+	if m == nil {
+		m = t.anywhere
 	}
-	if len(routes) == 0 || reserved(in.Subject, t.name) {
+	if reserved(in.Subject, t.name) {
 		return nil
 	}
 	s, _ := t.scopes.Get().(*cloudScope)
@@ -158,24 +172,62 @@ func (t *Table) Map(in *Input) []Result {
 	}
 	s.in = in
 	s.offs = splitSubject(in.Subject, s.offs[:0])
-	var results []Result
-	for _, r := range routes {
-		if !r.pattern.match(in.Subject, s.offs) {
-			continue
-		}
-		results = t.apply(r, s, results)
-		if !r.also {
-			break
-		}
+	results := t.walk(&m.main, s)
+	if len(results) == 0 {
+		results = t.walk(&m.rest, s)
 	}
 	s.reset()
 	t.scopes.Put(s)
 	return results
 }
 
+// walk applies the routes that take the message, until one that does not say also.
+func (t *Table) walk(routes *trie, s *cloudScope) []Result {
+	var results []Result
+	for i := int32(-1); ; {
+		if i = routes.next(s.in.Subject, s.offs, i); i == noRoute {
+			return results
+		}
+		r := t.routes[i]
+		s.pattern = r.pattern
+		takes, err := r.takes(s)
+		switch {
+		case err != nil:
+			results = append(results, t.undecided(r, s, err))
+		case takes:
+			results = t.apply(r, s, results)
+		default:
+			continue
+		}
+		if !r.also {
+			return results
+		}
+	}
+}
+
+// takes reports whether the route's condition holds.
+func (r *route) takes(s *cloudScope) (bool, *RouteError) {
+	if r.when == nil {
+		return true, nil
+	}
+	ok, err := r.when.holds(s)
+	if err != nil {
+		return false, &RouteError{Route: r.name, Field: "when", Reason: err.reason, Err: err.err}
+	}
+	return ok, nil
+}
+
+// undecided is what becomes of a message whose condition failed. To go on to a later
+// route would send it where it may not belong.
+func (t *Table) undecided(r *route, s *cloudScope, err *RouteError) Result {
+	if cameThrough(s.in.Header, t.name) {
+		return Result{Route: r.name, Drop: string(ReasonLoop)}
+	}
+	return Result{Route: r.name, Err: err}
+}
+
 // apply adds what a route that matches makes of the message.
 func (t *Table) apply(r *route, s *cloudScope, results []Result) []Result {
-	s.pattern = r.pattern
 	switch {
 	case r.drop != "":
 		return append(results, Result{Route: r.name, Drop: r.drop})
@@ -248,17 +300,17 @@ func (t *Table) fill(e *Envelope, props []Property, r *route, s *cloudScope, dev
 	}
 	id := ""
 	for i := range r.fields {
-		f := &r.fields[i]
-		if f.t == nil {
+		f := r.fields[i]
+		if f == nil {
 			continue
 		}
-		v, _, verr := f.t.eval(s)
+		v, _, verr := f.eval(s)
 		if verr != nil {
-			return &RouteError{Field: f.field, Reason: verr.reason, Err: verr.err}
+			return &RouteError{Field: fieldNames[i], Reason: verr.reason, Err: verr.err}
 		}
 		if i != fieldMessageID {
 			if what, at := illegalSystem(i, v); what != "" {
-				return &RouteError{Field: f.field, Reason: ReasonBadMessageID,
+				return &RouteError{Field: fieldNames[i], Reason: ReasonBadMessageID,
 					Err: fmt.Errorf("has %s at byte %d, which the hub cannot carry", what, at+1)}
 			}
 		}
@@ -358,13 +410,14 @@ func (r *route) checkDevice(field, id string) *RouteError {
 		return &RouteError{Field: field, Reason: ReasonBadDevice, Err: err}
 	}
 	if !r.allowed(id) {
-		return &RouteError{Field: field, Reason: ReasonNotAllowed, Err: fmt.Errorf("%q is not in the route's allow list", id)}
+		return &RouteError{Field: field, Reason: ReasonNotAllowed, Err: fmt.Errorf("%q is not among the devices that the route allows", id)}
 	}
 	return nil
 }
 
 func (r *route) allowed(id string) bool {
-	return len(r.allow) == 0 || slices.ContainsFunc(r.allow, func(p string) bool { return glob(p, id) })
+	matches := func(p string) bool { return glob(p, id) }
+	return (len(r.allow) == 0 || slices.ContainsFunc(r.allow, matches)) && !slices.ContainsFunc(r.deny, matches)
 }
 
 // hub is the one that the route's expression chooses.
@@ -424,26 +477,12 @@ func via(values []string, name string) string {
 }
 
 // Subjects returns the NATS subjects of the routes for a stream ("": core NATS), in
-// order: those that name it, and the drops that name no source where they
+// order: those that name it, and then the drops that name no source where they
 // overlap one of those. Pass it to Cover for a consumer's filters.
 func (t *Table) Subjects(stream string) []string {
-	var named [][]string
-	for _, r := range t.bySource[stream] {
-		if r.core || r.stream != "" {
-			named = append(named, strings.Split(r.pattern.filter, "."))
-		}
+	m := t.sources[stream]
+	if m == nil {
+		return nil
 	}
-	var out []string
-	for _, r := range t.bySource[stream] {
-		if !r.core && r.stream == "" {
-			f := strings.Split(r.pattern.filter, ".")
-			if !slices.ContainsFunc(named, func(n []string) bool { return overlap(f, n) }) {
-				continue
-			}
-		}
-		if !slices.Contains(out, r.pattern.filter) {
-			out = append(out, r.pattern.filter)
-		}
-	}
-	return out
+	return m.subjects()
 }

@@ -102,8 +102,8 @@ func TestRoutesInOrder(t *testing.T) {
 	require.Equal(t, "tests", table.Map(in)[0].Route)
 	require.Empty(t, table.Map(input("orders.new")))
 
-	require.Equal(t, []string{"cmd.test.>", "cmd.>", "cmd.*.go"}, table.Subjects("S"))
-	require.Equal(t, []string{"cmd.test.>", "cmd.>"}, table.Subjects(""))
+	require.Equal(t, []string{"cmd.>", "cmd.*.go", "cmd.test.>"}, table.Subjects("S"))
+	require.Equal(t, []string{"cmd.>", "cmd.test.>"}, table.Subjects(""))
 	require.Empty(t, table.Subjects("OTHER"))
 }
 

@@ -132,6 +132,8 @@ type scope interface {
 	ref(r *ref) (string, bool)
 	// name returns the value of a name for an expression.
 	name(ident string) (any, error)
+	// machine runs the expressions.
+	machine() *machine
 }
 
 // compileTemplate compiles a text for the names of one side.
