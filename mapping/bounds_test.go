@@ -33,7 +33,6 @@ func TestLoopsAreBounded(t *testing.T) {
 		`map(json, split(payload, ","))`:              false,
 		`map(json, hasPrefix(payload, #))`:            true,
 		`reduce(json, # + #acc)`:                      false,
-		`repeat(payload, 10)`:                         false,
 		`map(map(json, upper(#)), # + "x")`:           true,
 		`map(json, uniq(json))`:                       false,
 		`map(json, len(payload))`:                     true,

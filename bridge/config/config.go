@@ -54,6 +54,8 @@ type Bridge struct {
 	NATS NATS `yaml:"nats"`
 	// Hubs lists the IoT Hubs; the first is the default.
 	Hubs []Hub `yaml:"hubs"`
+	// Templates are sets of properties that routes share by use.
+	Templates []mapping.Template `yaml:"templates"`
 	// Lookups are the tables that routes read with lookup and group.
 	Lookups []Lookup `yaml:"lookups"`
 	// Routes are tried in order; the first match wins.

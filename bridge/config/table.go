@@ -14,7 +14,7 @@ func (b *Bridge) MappingRoutes() []mapping.Route {
 // TableOptions returns what mapping must know beyond the routes. The lookups'
 // values are the caller's to add.
 func (b *Bridge) TableOptions() mapping.TableOptions {
-	o := mapping.TableOptions{Name: b.Name}
+	o := mapping.TableOptions{Name: b.Name, Templates: b.Templates}
 	for _, h := range b.Hubs {
 		o.Hubs = append(o.Hubs, mapping.HubOptions{Name: h.Name, DocumentedCharset: h.PropertyCharset == "documented"})
 	}
