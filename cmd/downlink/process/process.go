@@ -5,10 +5,13 @@ package process
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 )
 
@@ -20,6 +23,37 @@ type Process struct {
 	cmd      *exec.Cmd
 	ended    chan struct{} // closed when it has ended
 	expected atomic.Bool
+}
+
+// running are the processes that were started and have not ended.
+var running struct {
+	mu  sync.Mutex
+	all map[*Process]bool
+}
+
+// KillAll kills every process that still runs: for a program that ends at once. More must not be started meanwhile.
+func KillAll() {
+	running.mu.Lock()
+	all := slices.Collect(maps.Keys(running.all))
+	running.mu.Unlock()
+	for _, p := range all {
+		p.Kill()
+	}
+}
+
+func (p *Process) register() {
+	running.mu.Lock()
+	defer running.mu.Unlock()
+	if running.all == nil {
+		running.all = make(map[*Process]bool)
+	}
+	running.all[p] = true
+}
+
+func (p *Process) forget() {
+	running.mu.Lock()
+	defer running.mu.Unlock()
+	delete(running.all, p)
 }
 
 // Start starts a program whose output goes to logFile, which is made anew. It is
@@ -41,9 +75,13 @@ func Start(name, logFile, program string, args ...string) (*Process, error) {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := p.cmd.Start()
+		if err == nil {
+			p.register()
+		}
 		started <- err
 		if err == nil {
 			_ = p.cmd.Wait()
+			p.forget()
 			close(p.ended)
 		}
 	}()

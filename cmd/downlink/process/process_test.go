@@ -57,6 +57,15 @@ func TestTerminate(t *testing.T) {
 	line(t, p, "bye")
 }
 
+func TestKillAll(t *testing.T) {
+	a, b := start(t, "exec sleep 60"), start(t, "exec sleep 60")
+	require.NoError(t, b.Freeze())
+	process.KillAll()
+	<-a.Ended()
+	<-b.Ended()
+	require.NoError(t, a.Surprise())
+}
+
 func TestNoProgram(t *testing.T) {
 	_, err := process.Start("none", filepath.Join(t.TempDir(), "log"), "/does/not/exist")
 	require.ErrorContains(t, err, "none: ")
