@@ -223,15 +223,15 @@ func (c *checker) judge(t *target) {
 		c.violate(ruleSettle, t, "it is still in the mailbox, and nothing holds it up")
 	case len(t.copies) > 0:
 		c.judgeAccepted(t)
+	case len(t.edge) > 0:
+		t.fate = "at the edge from nowhere"
+		c.violate(ruleFate, t, "it is at the edge, and the hub never had it")
 	case c.e.sourcePending[t.pub.Stream] > 0:
 		t.fate = "at the source"
 		c.violate(ruleSettle, t, "it was not delivered, and its stream is not settled")
 	default:
 		t.fate = "lost"
 		c.violate(ruleLost, t, "it was acked at its source, and is neither at the hub nor in the mailbox nor a dead letter")
-	}
-	if len(t.edge) > 0 && len(t.copies) == 0 {
-		c.violate(ruleFate, t, "it is at the edge, and the hub never had it")
 	}
 	for _, r := range t.edge {
 		if err := intact(t, c.seed, r); err != nil {

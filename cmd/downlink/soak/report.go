@@ -41,7 +41,7 @@ func (r *Report) OK() bool { return r.Violated == 0 }
 
 const (
 	listed = 20 // violations that are listed
-	traced = 5  // violations with a trail
+	traced = 2  // of each rule, those that have a trail
 )
 
 func (r *Report) fill(c *checker, tries int, lives []*process.Process) {
@@ -59,11 +59,16 @@ func (r *Report) fill(c *checker, tries int, lives []*process.Process) {
 		r.Unchecked = "no receipts stream"
 	}
 	r.Violations = []Violation{}
-	for i, v := range c.violations[:min(listed, len(c.violations))] {
-		if i < traced && v.target != nil {
+	trails := make(map[string]int)
+	for _, v := range c.violations {
+		trace := v.target != nil && trails[v.Rule] < traced
+		if trace {
+			trails[v.Rule]++
 			v.Trail = c.trail(v.target, lives)
 		}
-		r.Violations = append(r.Violations, v)
+		if trace || len(r.Violations) < listed { // so that no rule is missing
+			r.Violations = append(r.Violations, v)
+		}
 	}
 }
 
