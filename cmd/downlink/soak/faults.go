@@ -2,6 +2,7 @@ package soak
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -320,8 +321,8 @@ func (m *mischief) act(ctx, more context.Context, f fault, a act) {
 	defer m.mu.Unlock()
 	m.done = append(m.done, d)
 	// A hub that is frozen or away takes no orders; that is no failure of the run.
-	if err != nil && ctx.Err() == nil && (strings.HasPrefix(f.kind, "kill") || f.kind == "full-queues") {
-		m.err = err
+	if err != nil && ctx.Err() == nil && (strings.HasPrefix(f.kind, "kill") || f.kind == "full-queues" || errors.Is(err, errBadOrder)) {
+		m.err = fmt.Errorf("%s: %w", f.kind, err)
 	}
 }
 

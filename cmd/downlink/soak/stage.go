@@ -307,6 +307,9 @@ func (s *stage) pending(ctx context.Context) (n int, err error) {
 	return n, nil
 }
 
+// errBadOrder is for an order that the hub does not understand: our mistake, unlike a hub that is away.
+var errBadOrder = errors.New("the hub does not understand that")
+
 func (s *stage) call(ctx context.Context, method, path, contentType, body string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -325,6 +328,9 @@ func (s *stage) call(ctx context.Context, method, path, contentType, body string
 	var b bytes.Buffer
 	if _, err := b.ReadFrom(answer.Body); err != nil {
 		return err
+	}
+	if answer.StatusCode == http.StatusBadRequest {
+		return fmt.Errorf("%s %s %q: %w: %s", method, path, body, errBadOrder, strings.TrimSpace(b.String()))
 	}
 	if answer.StatusCode >= 300 {
 		return fmt.Errorf("%s %s: %s: %s", method, path, answer.Status, strings.TrimSpace(b.String()))
