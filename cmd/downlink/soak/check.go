@@ -367,15 +367,11 @@ type Repeats struct {
 	EdgeBound int `json:"edge_bound"`
 }
 
-const (
-	// ackMargin is how long an ack is on its way at most before it is durable.
-	ackMargin = 3 * time.Second
-	// recovery is how long after its end a disturbance still shows: AckWait, and reconnects.
-	recovery = 12 * time.Second
-)
+// ackMargin is how long an ack is on its way at most before it is durable.
+const ackMargin = 3 * time.Second
 
 // repeated: a message comes again at most once for each disturbance that found it in flight: accepted by
-// the hub (at the disturbance's end and recovery at the latest), and not settled ackMargin before it began.
+// the hub (by when the disturbance shows no more), and not settled ackMargin before it began.
 func (c *checker) repeated() {
 	settled := make(map[*publication]time.Time) // when its last target had its first fate
 	for _, t := range c.targets {
@@ -393,7 +389,7 @@ func (c *checker) repeated() {
 				continue
 			}
 			before := d.Begin.After(settled[t.pub].Add(ackMargin))
-			after := !d.End.IsZero() && d.End.Add(recovery).Before(t.copies[0].at)
+			after := !d.End.IsZero() && d.End.Add(d.shows).Before(t.copies[0].at)
 			if !before && !after {
 				bound += d.Times
 			}

@@ -19,6 +19,8 @@ type disturbance struct {
 	End    time.Time `json:"end,omitzero"` // zero: when the hub met the occasion that was scripted, whenever that was
 	Times  int       `json:"-"`            // how often it may make the hub get a message again; 0: it does not
 	Device string    `json:"-"`            // the only device that it is about; "": all
+	// shows is how long after its end it may still make the hub get a message again.
+	shows time.Duration
 }
 
 // fault is a kind of disturbance.
@@ -36,6 +38,7 @@ type act struct {
 	times  int
 	lasts  bool // until it is met
 	device string
+	shows  time.Duration
 	// do makes the fault. What lasts a while ends early with more; ctx ends with the run.
 	do func(ctx, more context.Context) error
 }
@@ -47,6 +50,7 @@ var faultKinds = []fault{
 	{"kill-nats", 3, func(r *rand.Rand, s *stage) act { return drawKill(r, s, actorNATS) }},
 	{"kill-edge", 3, func(r *rand.Rand, s *stage) act { return drawKill(r, s, actorEdge) }},
 	{"kill-in-flight", 4, drawInFlight},
+	{"restart", 3, drawRestart},
 	{"freeze", 6, drawFreeze},
 	{"cut", 8, func(r *rand.Rand, s *stage) act { return drawLink(r, s, "cut", 0) }},
 	{"down", 4, func(r *rand.Rand, s *stage) act { return drawLink(r, s, "down", 5*time.Second) }},
@@ -90,10 +94,27 @@ func cloudSide(name string) int {
 	return 0
 }
 
+// What is in flight at a clean break comes again, or not, as soon as it is over; where acks are lost or
+// late, AckWait and reconnects come on top.
+const (
+	atOnceOver = 3 * time.Second
+	recovery   = 12 * time.Second
+)
+
+func showsFor(name, how string) time.Duration {
+	switch {
+	case cloudSide(name) == 0:
+		return 0
+	case how == "kill" && name != actorNATS, how == "cut" && name == "bridge-hub":
+		return atOnceOver
+	}
+	return recovery
+}
+
 // drawKill: kill -9, and start again after a while.
 func drawKill(r *rand.Rand, s *stage, actor string) act {
 	pause := some(r, 4*time.Second)
-	return act{what: fmt.Sprintf("%s, away for %v", actor, pause.Round(time.Millisecond)), needs: []string{actor}, times: cloudSide(actor), do: func(ctx, more context.Context) error {
+	return act{what: fmt.Sprintf("%s, away for %v", actor, pause.Round(time.Millisecond)), needs: []string{actor}, times: cloudSide(actor), shows: showsFor(actor, "kill"), do: func(ctx, more context.Context) error {
 		s.kill(actor)
 		sleep(more, pause)
 		return s.start(ctx, actor)
@@ -107,7 +128,7 @@ func drawInFlight(r *rand.Rand, s *stage) act {
 		victim, frozen = actorRelay, actorEdge
 	}
 	hold := between(r, time.Second, 3*time.Second)
-	return act{what: fmt.Sprintf("%s, while %s is frozen", victim, frozen), needs: []string{victim, frozen}, times: cloudSide(victim), do: func(ctx, more context.Context) error {
+	return act{what: fmt.Sprintf("%s, while %s is frozen", victim, frozen), needs: []string{victim, frozen}, times: cloudSide(victim), shows: showsFor(victim, "kill"), do: func(ctx, more context.Context) error {
 		p := s.running(frozen)
 		if p == nil {
 			return nil
@@ -124,10 +145,21 @@ func drawInFlight(r *rand.Rand, s *stage) act {
 	}}
 }
 
+// drawRestart ends bridge or relay in good order, and starts it again, as an upgrade does.
+func drawRestart(r *rand.Rand, s *stage) act {
+	actor := []string{actorBridge, actorRelay, actorAway}[r.IntN(3)]
+	return act{what: actor, needs: []string{actor}, times: cloudSide(actor), shows: showsFor(actor, "kill"), do: func(ctx, _ context.Context) error {
+		if err := s.end(ctx, actor); err != nil {
+			return err
+		}
+		return s.start(ctx, actor)
+	}}
+}
+
 func drawFreeze(r *rand.Rand, s *stage) act {
 	actor := []string{actorNATS, actorEdge, actorHub, actorBridge, actorRelay, actorAway}[r.IntN(6)]
 	hold := 300*time.Millisecond + some(r, 15*time.Second-300*time.Millisecond)
-	return act{what: fmt.Sprintf("%s for %v", actor, hold.Round(time.Millisecond)), needs: []string{actor}, times: cloudSide(actor), do: func(ctx, more context.Context) error {
+	return act{what: fmt.Sprintf("%s for %v", actor, hold.Round(time.Millisecond)), needs: []string{actor}, times: cloudSide(actor), shows: showsFor(actor, "freeze"), do: func(ctx, more context.Context) error {
 		p := s.running(actor)
 		if p == nil {
 			return nil
@@ -143,7 +175,7 @@ func drawFreeze(r *rand.Rand, s *stage) act {
 func drawLink(r *rand.Rand, s *stage, how string, longest time.Duration) act {
 	name := linkNames[r.IntN(len(linkNames)-1)] // not the publisher's
 	hold := some(r, longest)
-	a := act{what: name, needs: []string{name}, times: cloudSide(name)}
+	a := act{what: name, needs: []string{name}, times: cloudSide(name), shows: showsFor(name, how)}
 	if longest > 0 {
 		a.what += fmt.Sprintf(" for %v", hold.Round(time.Millisecond))
 	}
@@ -228,7 +260,7 @@ func drawCloseLink(r *rand.Rand, s *stage) act {
 }
 
 func drawExpire(_ *rand.Rand, s *stage) act {
-	return act{what: "all tokens", needs: []string{actorHub}, times: 1, do: func(ctx, _ context.Context) error { return s.expire(ctx) }}
+	return act{what: "all tokens", needs: []string{actorHub}, times: 1, shows: atOnceOver, do: func(ctx, _ context.Context) error { return s.expire(ctx) }}
 }
 
 // drawPuback loses PUBACKs of a device, and then its connection: that is what loses them in the field.
@@ -311,7 +343,7 @@ func (m *mischief) run(ctx, more context.Context) error {
 }
 
 func (m *mischief) act(ctx, more context.Context, f fault, a act) {
-	d := disturbance{Kind: f.kind, What: a.what, Times: a.times, Device: a.device, Begin: time.Now()}
+	d := disturbance{Kind: f.kind, What: a.what, Times: a.times, Device: a.device, shows: a.shows, Begin: time.Now()}
 	m.say("%s: %s", f.kind, a.what)
 	err := a.do(ctx, more)
 	if !a.lasts {
@@ -321,7 +353,7 @@ func (m *mischief) act(ctx, more context.Context, f fault, a act) {
 	defer m.mu.Unlock()
 	m.done = append(m.done, d)
 	// A hub that is frozen or away takes no orders; that is no failure of the run.
-	if err != nil && ctx.Err() == nil && (strings.HasPrefix(f.kind, "kill") || f.kind == "full-queues" || errors.Is(err, errBadOrder)) {
+	if err != nil && ctx.Err() == nil && (strings.HasPrefix(f.kind, "kill") || f.kind == "full-queues" || f.kind == "restart" || errors.Is(err, errBadOrder)) {
 		m.err = fmt.Errorf("%s: %w", f.kind, err)
 	}
 }

@@ -11,11 +11,10 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-
-	"downlink/cmd/downlink/process"
 )
 
 // Options are a run's. All but Sabotage and Progress are required.
@@ -88,8 +87,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	surprise := s.surprise()
-	s.drain(ctx)
+	surprise := errors.Join(s.surprise(), s.drain(ctx))
 	reading, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	e, err := s.gather(reading)
@@ -250,22 +248,12 @@ func (s *stage) look(ctx context.Context, cloud, edge jetstream.JetStream) (r re
 }
 
 // drain ends bridge and relays in good order, so that nobody writes while the checker reads.
-func (s *stage) drain(ctx context.Context) {
-	var ending []*process.Process
-	for _, name := range []string{actorBridge, actorRelay, actorAway} {
-		if p := s.running(name); p != nil && p.Terminate() == nil {
-			ending = append(ending, p)
-		}
+func (s *stage) drain(ctx context.Context) error {
+	errs := make([]error, 3)
+	var ending sync.WaitGroup
+	for i, name := range []string{actorBridge, actorRelay, actorAway} {
+		ending.Go(func() { errs[i] = s.end(ctx, name) })
 	}
-	limit := time.NewTimer(20 * time.Second)
-	defer limit.Stop()
-	for _, p := range ending {
-		select {
-		case <-p.Ended():
-		case <-limit.C:
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
+	ending.Wait()
+	return errors.Join(errs...)
 }

@@ -226,6 +226,33 @@ func (s *stage) kill(name string) {
 	}
 }
 
+// endLimit is how long a process may take to end in good order: its shutdown_grace, and some more.
+const endLimit = 30 * time.Second
+
+// end ends an actor in good order, if it runs.
+func (s *stage) end(ctx context.Context, name string) error {
+	a := s.actors[name]
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.life == nil {
+		return nil
+	}
+	if err := a.life.Terminate(); err != nil {
+		return err
+	}
+	limit := time.NewTimer(endLimit)
+	defer limit.Stop()
+	select {
+	case <-a.life.Ended():
+		a.life = nil
+		return nil
+	case <-limit.C:
+		return fmt.Errorf("%s: still runs %v after SIGTERM: %s", a.life.Name, endLimit, strings.TrimSpace(a.life.Tail(3)))
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // running is an actor's process; nil if it does not run.
 func (s *stage) running(name string) *process.Process {
 	a := s.actors[name]
