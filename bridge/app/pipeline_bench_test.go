@@ -211,7 +211,7 @@ bridge:
 func embedded(hub *bridgetest.Hub) *EmbeddedHub {
 	return &EmbeddedHub{
 		ServiceConnectionString: hub.ServiceConnectionString, DeviceConnectionString: hub.Hub.DeviceConnectionString,
-		AMQPAddress: hub.AMQPAddr(), MQTTAddress: hub.MQTTAddr(), RootCAs: hub.RootCAs(),
+		AMQPAddress: hub.AMQPAddr(), MQTTAddress: hub.MQTTAddr(), HTTPSAddress: hub.HTTPAddr(), RootCAs: hub.RootCAs(),
 	}
 }
 

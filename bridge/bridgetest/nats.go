@@ -129,17 +129,20 @@ func (n *NATS) CreateStreamFrom(t testing.TB, cfg jetstream.StreamConfig) jetstr
 	return s
 }
 
-// Link is a TCP relay in front of a nats-server.
+// Link is a TCP relay in front of a server.
 type Link struct{ *tcplink.Link }
 
-// Link starts a relay in front of the server; it is closed with the test.
-func (n *NATS) Link(t testing.TB) *Link {
+// Link starts a relay in front of the server.
+func (n *NATS) Link(t testing.TB) *Link { return RunLink(t, n.Addr()) }
+
+// RunLink starts a relay to host:port; it is closed with the test.
+func RunLink(t testing.TB, target string) *Link {
 	t.Helper()
-	l, err := tcplink.Listen(n.Addr())
+	l, err := tcplink.Listen(target)
 	require.NoError(t, err)
 	t.Cleanup(l.Close)
 	return &Link{l}
 }
 
-// URL is where clients connect to.
+// URL is where NATS clients connect to.
 func (l *Link) URL() string { return "nats://" + l.Addr() }
