@@ -53,6 +53,11 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	if o.Sources, err = a.buildSources(c, table, nats); err != nil {
 		return err
 	}
+	if between := a.options.Source; between != nil {
+		for i, s := range o.Sources {
+			o.Sources[i] = between(s)
+		}
+	}
 	r, err := a.buildReceipts(c, nats)
 	if err != nil {
 		return err
@@ -60,6 +65,11 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	o.Receipts = r.store
 	if o.Hubs, err = a.buildHubs(c, r); err != nil {
 		return err
+	}
+	if between := a.options.Sender; between != nil {
+		for i := range o.Hubs {
+			o.Hubs[i].Sender = between(o.Hubs[i].Sender)
+		}
 	}
 	dead, err := natsio.NewDeadLetters(a.deadOptions(c, nats))
 	if err != nil {

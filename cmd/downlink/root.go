@@ -77,6 +77,7 @@ Then:         downlink init downlink.yaml
 		newHubCmd(s, logs),
 		newSendCmd(s, logs),
 		newBenchCmd(s),
+		newSoakCmd(s, logs),
 		newListenCmd(s, logs),
 		newPubCmd(s, logs),
 		newSubCmd(s, logs),
