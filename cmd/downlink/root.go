@@ -82,6 +82,7 @@ Then:         downlink init downlink.yaml
 		newSubCmd(s, logs),
 		newDeadCmd(s, logs),
 		newTraceCmd(s, logs),
+		newStatusCmd(s, logs),
 		newReadyCmd(s),
 		newVersionCmd(s),
 	)

@@ -101,7 +101,7 @@ func TestTraceStates(t *testing.T) {
 	require.Equal(t, exitOK, byDevice.code, byDevice.stderr)
 	require.Regexp(t, `^FIRST SEEN +MESSAGE +ROUTE +SUBJECT +STORY\n`, byDevice.stdout)
 	require.Regexp(t, `COMMANDS:1 +r +cmd.x +accepted, completed at `, byDevice.stdout)
-	require.Contains(t, told(byDevice), "13 messages, of which now 1 accepted, 1 completed, 1 dead, ")
+	require.Contains(t, told(byDevice), "13 in all, now 1 accepted, 1 completed, 1 dead, ")
 	j := objects(t, cli(t, "trace", "--device", "d", "--limit", "2", "--json", "-s", n.URL()).stdout)[0]
 	require.Len(t, j["messages"], 2)
 	require.EqualValues(t, 11, j["cut"])
