@@ -103,7 +103,7 @@ version: 1
 http: "off"
 bridge:
   nats: {url: [%q]}
-  hubs: [{name: main, embedded: true}]
+  hubs: [{name: main, embedded: true, rate: 2000}] # without a rate one throttle answer would slow the tests down
   routes:
     - name: commands
       subject: "cmd.{site}.{device}.{verb}"

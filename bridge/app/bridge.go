@@ -43,7 +43,12 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	if o.Sources, err = a.buildSources(c, table, nats); err != nil {
 		return err
 	}
-	if o.Hubs, err = a.buildHubs(c.Hubs); err != nil {
+	r, err := a.buildReceipts(c, nats)
+	if err != nil {
+		return err
+	}
+	o.Receipts = r.store
+	if o.Hubs, err = a.buildHubs(c, r); err != nil {
 		return err
 	}
 	dead, err := natsio.NewDeadLetters(a.deadOptions(c, nats))
@@ -143,9 +148,9 @@ func routesOf(routes []config.Route, stream string) []string {
 	return names
 }
 
-func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
+func (a *App) buildHubs(c *config.Bridge, r *receipts) ([]bridge.HubOptions, error) {
 	var list []bridge.HubOptions
-	for _, h := range hubs {
+	for i, h := range c.Hubs {
 		o := hubservice.Options{
 			Hub: h.Name, ConnectionString: h.ConnectionString.Reveal(), Address: h.AMQPAddress, Window: h.Window, Logger: a.options.Logger,
 		}
@@ -166,9 +171,16 @@ func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
 		a.checks = append(a.checks, client.Ready)
 		a.statuses["hub "+h.Name] = func() any { return client.Stats() }
 		a.parts.add(layerClients, "hub "+h.Name, client.Run)
-		list = append(list, bridge.HubOptions{Name: h.Name, Sender: client, Window: h.Window})
+		if err := a.buildFeedback(h, c.Routes, i == 0, client, r); err != nil {
+			return nil, err
+		}
+		list = append(list, bridge.HubOptions{Name: h.Name, Sender: client, Window: h.Window, Pace: pace(&h)})
 	}
 	return list, nil
+}
+
+func pace(h *config.Hub) bridge.PaceOptions {
+	return bridge.PaceOptions{Tier: h.Tier, Units: h.Units, Rate: h.Rate, Share: h.Share, DailyMessages: int64(h.DailyMessages)}
 }
 
 func (a *App) deadOptions(c *config.Bridge, nats *natsio.Conn) natsio.DeadLettersOptions {

@@ -128,8 +128,20 @@ type Hub struct {
 	CAFile string `yaml:"ca_file"`
 	// Window is how many messages may be in flight to the hub at once. Default 512.
 	Window int `yaml:"window"`
+	// Tier is F1, S1, S2 or S3: how fast the hub may be sent to, and its daily quota. Without tier and rate the pace is learned from its answers.
+	Tier string `yaml:"tier"`
+	// Units is the hub's number of units of its tier. Default 1.
+	Units int `yaml:"units"`
+	// Rate is in messages a second, instead of the tier's; it may have a fraction, such as 0.5.
+	Rate float64 `yaml:"rate"`
+	// Share is this bridge's part, above 0 and up to 1, of the hub's rate and daily quota; the rest is left to other senders. It goes with tier, rate or daily_messages. Default 1.
+	Share float64 `yaml:"share"`
+	// DailyMessages is the quota of a day (UTC), in blocks of 4 KB (tier F1: 0.5 KB), instead of the tier's. At the limit the hub pauses until 00:00 UTC.
+	DailyMessages int `yaml:"daily_messages"`
 	// PropertyCharset is utf8 (default) or documented: the hub's documented set of ASCII characters only.
 	PropertyCharset string `yaml:"property_charset"`
+	// Feedback says when the hub's feedback is read: auto (default: once a message to the hub asked for it, by ack or by waiting for completed), always or never. A hub has one feedback queue: what is read here no other reader gets, so records of other senders are published as receipts, too.
+	Feedback string `yaml:"feedback"`
 }
 
 // Route is a mapping route and how its stream is consumed.
@@ -153,6 +165,10 @@ type Storage struct {
 	DeadMaxAge time.Duration `yaml:"dead_max_age"`
 	// DeadMaxBytes bounds their stream. Default 1GiB.
 	DeadMaxBytes int64 `yaml:"dead_max_bytes"`
+	// ReceiptsMaxAge is how long receipts are kept. Default 7d.
+	ReceiptsMaxAge time.Duration `yaml:"receipts_max_age"`
+	// ReceiptsMaxBytes bounds their stream, and the bucket of what still waits for feedback. Default 1GiB.
+	ReceiptsMaxBytes int64 `yaml:"receipts_max_bytes"`
 }
 
 // Relay is the device side.

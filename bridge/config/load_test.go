@@ -47,6 +47,8 @@ func TestFull(t *testing.T) {
 	require.Equal(t, service, b.Hubs[0].ConnectionString.Reveal())
 	require.Equal(t, "/etc/downlink/secrets/second", b.Hubs[1].ConnectionStringFile)
 	require.Equal(t, 10, b.Hubs[0].Window)
+	require.Equal(t, config.Hub{Tier: "S2", Units: 3, Rate: 2.5, Share: 0.25, DailyMessages: 1_000_000},
+		config.Hub{Tier: b.Hubs[0].Tier, Units: b.Hubs[0].Units, Rate: b.Hubs[0].Rate, Share: b.Hubs[0].Share, DailyMessages: b.Hubs[0].DailyMessages})
 
 	route := b.Routes[1]
 	require.Equal(t, "Cmd.{site}.*.{rest...}", route.Subject, "case is kept")
@@ -63,6 +65,9 @@ func TestFull(t *testing.T) {
 	require.Equal(t, "3", b.Storage.Replicas)
 	require.Equal(t, 7*24*time.Hour, b.Storage.DeadMaxAge)
 	require.Equal(t, int64(64<<20), b.Storage.DeadMaxBytes)
+	require.Equal(t, 48*time.Hour, b.Storage.ReceiptsMaxAge)
+	require.Equal(t, int64(2<<20), b.Storage.ReceiptsMaxBytes)
+	require.Equal(t, []string{"never", "auto"}, []string{b.Hubs[0].Feedback, b.Hubs[1].Feedback})
 
 	require.Equal(t, config.EmbeddedNATS{
 		Listen: "127.0.0.1:0", StoreDir: "/etc/downlink/store",
@@ -85,8 +90,8 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, 10*time.Second, c.ShutdownGrace)
 	require.Equal(t, "downlink", c.Bridge.Name)
 	require.Equal(t, config.NATS{Embedded: &config.EmbeddedNATS{Listen: "127.0.0.1:4222"}}, c.Bridge.NATS)
-	require.Equal(t, []config.Hub{{Name: "main", Embedded: true, Window: 512, PropertyCharset: "utf8"}}, c.Bridge.Hubs)
-	require.Equal(t, config.Storage{Create: &create, Replicas: "source", DeadMaxAge: 720 * time.Hour, DeadMaxBytes: 1 << 30}, c.Bridge.Storage)
+	require.Equal(t, []config.Hub{{Name: "main", Embedded: true, Window: 512, Share: 1, PropertyCharset: "utf8", Feedback: "auto"}}, c.Bridge.Hubs)
+	require.Equal(t, config.Storage{Create: &create, Replicas: "source", DeadMaxAge: 720 * time.Hour, DeadMaxBytes: 1 << 30, ReceiptsMaxAge: 168 * time.Hour, ReceiptsMaxBytes: 1 << 30}, c.Bridge.Storage)
 	require.Equal(t, "drop", c.Bridge.Unmatched)
 	require.Equal(t, "route-1", c.Bridge.Routes[0].Name)
 	require.Equal(t, "all", c.Bridge.Routes[0].Start, "as the other route of the stream says")

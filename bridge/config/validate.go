@@ -134,9 +134,11 @@ func hubNames(b *Bridge) []string {
 func (p *problems) hub(at string, h *Hub) {
 	p.secret(at, h.ConnectionString, h.ConnectionStringFile, h.Embedded, "embedded: true", checkHubString)
 	p.oneOf(at+".property_charset", h.PropertyCharset, "utf8", "documented")
+	p.oneOf(at+".feedback", h.Feedback, "auto", "always", "never")
 	if h.Window < 1 || h.Window > 65535 {
 		p.addf(at+".window", "%d is out of range; take 1 to 65535", h.Window)
 	}
+	p.pace(at, h)
 	if h.AMQPAddress != "" {
 		p.address(at+".amqp_address", h.AMQPAddress, false)
 		p.noneWith(at+".amqp_address", h.Embedded, "embedded: true")
@@ -244,6 +246,12 @@ func (p *problems) storage(s *Storage) {
 	}
 	if s.DeadMaxBytes <= 0 {
 		p.addf(at+"dead_max_bytes", "%d is too small; it must be more than 0", s.DeadMaxBytes)
+	}
+	if s.ReceiptsMaxAge <= 0 {
+		p.addf(at+"receipts_max_age", "%s is too short; it must be more than 0s", formatDuration(s.ReceiptsMaxAge))
+	}
+	if s.ReceiptsMaxBytes <= 0 {
+		p.addf(at+"receipts_max_bytes", "%d is too small; it must be more than 0", s.ReceiptsMaxBytes)
 	}
 }
 

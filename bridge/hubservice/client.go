@@ -69,6 +69,8 @@ type Client struct {
 	window   chan struct{} // one token a send in progress
 	renew    chan struct{} // asks the token keeper for a new token; one is enough
 	inFlight atomic.Int64
+	links    links
+	feedback feedback
 }
 
 // New checks the options; it opens nothing. The error is about the connection
@@ -121,6 +123,7 @@ func New(o Options) (*Client, error) {
 		requests:   make(chan *request),
 		window:     make(chan struct{}, o.Window),
 		renew:      make(chan struct{}, 1),
+		links:      links{changed: make(chan struct{})},
 	}, nil
 }
 
@@ -266,11 +269,16 @@ type Stats struct {
 	Reconnects   int       `json:"reconnects"`    // connections after the first
 	TokenExpires time.Time `json:"token_expires"` // of the token in use
 	InFlight     int       `json:"in_flight"`     // sends whose outcome is not known yet, waiting ones included
+	// Feedback is what was read of the hub's feedback; nil if it is not read.
+	Feedback *FeedbackStats `json:"feedback,omitempty"`
 }
 
 // Stats returns a snapshot.
 func (c *Client) Stats() Stats {
 	s := c.health.stats()
 	s.InFlight = int(c.inFlight.Load())
+	if f := &c.feedback; f.used.Load() {
+		s.Feedback = &FeedbackStats{Attached: f.attached.Load(), Batches: f.batches.Load(), Unreadable: f.unreadable.Load()}
+	}
 	return s
 }

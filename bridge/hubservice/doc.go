@@ -19,5 +19,8 @@
 // the next send, which then takes a new connection without its caller's knowing;
 // until then Ready does not tell. The end of the connection is noticed at once.
 //
+// Client.Feedback reads the hub's feedback on the same connection, with a session of its own,
+// in its caller's goroutine; records.go has the batches' format.
+//
 // outcome.go is the table from the hub's answer to the engine's class.
 package hubservice

@@ -19,6 +19,7 @@ type health struct {
 	link         error      // why there is no link; nil while there is one
 	token        error      // why the token in use could not be renewed
 	message      error      // why the hub refused our credential to a message
+	feedback     error      // why its feedback is not read although it should be
 	logged       kind       // the worst that was logged of this streak without a link
 	since        time.Time
 	connects     int
@@ -44,7 +45,7 @@ func newHealth(hub, address, policy string, log *slog.Logger) *health {
 func (h *health) ready() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, err := range []error{h.link, h.message, h.token} {
+	for _, err := range []error{h.link, h.message, h.token, h.feedback} {
 		if err != nil {
 			return fmt.Errorf("hub %s: %w", h.hub, err)
 		}
@@ -157,4 +158,26 @@ func (h *health) accepted() {
 		h.message = nil
 		h.log.Info("the hub takes our messages again")
 	}
+}
+
+// feedbackEnded: the hub's feedback is not read for this cause.
+func (h *health) feedbackEnded(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	again := h.feedback != nil && h.feedback.Error() == "feedback: "+err.Error()
+	h.feedback = fmt.Errorf("feedback: %w", err)
+	switch {
+	case err == errAttaching: // nothing is wrong with it
+	case again:
+		h.log.Debug("the hub's feedback is still not read", "err", err)
+	default:
+		h.log.Warn("the hub's feedback is not read; trying again", "err", err)
+	}
+}
+
+// feedbackRead: it is read now, or nobody wants it any more.
+func (h *health) feedbackRead() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.feedback = nil
 }

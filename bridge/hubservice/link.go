@@ -36,6 +36,7 @@ type link struct {
 	expires time.Time // of the token that authorized it
 
 	broken chan struct{} // closed by fail
+	closed chan struct{} // closed once nobody can find the link any more
 
 	mu      sync.Mutex // guards all below
 	failure error      // why it broke
@@ -62,7 +63,7 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, explainTLS(err)
 	}
-	l := &link{wire: &wire{Conn: socket}, broken: make(chan struct{})}
+	l := &link{wire: &wire{Conn: socket}, broken: make(chan struct{}), closed: make(chan struct{})}
 	// NewConn owns the socket from here on, also when it fails.
 	l.conn, err = amqp.NewConn(ctx, l.wire, &amqp.ConnOptions{HostName: c.host, WriteTimeout: writeTimeout})
 	if err != nil {
@@ -126,6 +127,15 @@ func (l *link) fail(err error) {
 	if l.failure == nil {
 		l.failure = readable(err)
 		close(l.broken)
+	}
+}
+
+func (l *link) gone() bool {
+	select {
+	case <-l.broken:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -64,11 +64,15 @@ func (c *Client) serve(ctx context.Context, l *link) error {
 		l.fail(orClosed(l.conn.Err()))
 	})
 
+	c.links.set(l)
+
 	select {
 	case <-l.broken:
 	case <-ctx.Done():
 		l.fail(errStopped)
 	}
+	c.links.set(nil)
+	close(l.closed)
 	cancel()
 	l.close() // after fail, so that those it wakes find the cause
 	wg.Wait()

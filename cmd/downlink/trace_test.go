@@ -14,6 +14,7 @@ import (
 
 	"downlink/bridge"
 	"downlink/bridge/bridgetest"
+	"downlink/bridge/natsio"
 )
 
 // keeps stores receipts and mailbox entries as the bridge does.
@@ -34,7 +35,7 @@ func (k *keeps) receipt(r bridge.Receipt) {
 	k.t.Helper()
 	b, err := json.Marshal(r)
 	require.NoError(k.t, err)
-	_, err = k.js.Publish(k.t.Context(), "downlink.receipt."+r.Hub+"."+r.Device+"."+r.Status, b)
+	_, err = k.js.PublishMsg(k.t.Context(), &nats.Msg{Subject: natsio.ReceiptSubject("downlink", r.Hub, r.Device, r.Status), Data: b, Header: nats.Header{"Downlink-Format": {"1"}}})
 	require.NoError(k.t, err)
 }
 
