@@ -114,7 +114,7 @@ func (c *Client) Feedback(ctx context.Context, h FeedbackHandler) error {
 			c.health.feedbackEnded(errAttaching) // Ready tells that there is no connection
 			pause.Reset()
 			select { // until the connection that is over has been replaced
-			case <-l.closed:
+			case <-l.over:
 			case <-ctx.Done():
 			}
 			continue
