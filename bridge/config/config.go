@@ -163,6 +163,8 @@ type Storage struct {
 	DeadMaxAge time.Duration `yaml:"dead_max_age"`
 	// DeadMaxBytes bounds their stream. Default 1GiB.
 	DeadMaxBytes int64 `yaml:"dead_max_bytes"`
+	// MailboxMaxBytes bounds the stream of what waits beyond the memory, when it is created; a full one leaves messages at their source. Default 0: no bound of its own.
+	MailboxMaxBytes int64 `yaml:"mailbox_max_bytes"`
 }
 
 // Relay is the device side.

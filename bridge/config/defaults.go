@@ -45,6 +45,7 @@ var defaults = []defaultValue{
 	{path: "bridge.storage.replicas", value: "source"},
 	{path: "bridge.storage.dead_max_age", value: "30d"},
 	{path: "bridge.storage.dead_max_bytes", value: "1GiB"},
+	{path: "bridge.storage.mailbox_max_bytes", doc: "no bound of its own"},
 
 	{path: "relay.name", value: "downlink"},
 	{path: "relay.nats.url", value: "nats://127.0.0.1:4222", doc: "nats://127.0.0.1:4222, without context and embedded"},

@@ -65,6 +65,7 @@ func TestFull(t *testing.T) {
 	require.Equal(t, "3", b.Storage.Replicas)
 	require.Equal(t, 7*24*time.Hour, b.Storage.DeadMaxAge)
 	require.Equal(t, int64(64<<20), b.Storage.DeadMaxBytes)
+	require.Equal(t, int64(2<<30), b.Storage.MailboxMaxBytes)
 
 	require.Equal(t, config.EmbeddedNATS{
 		Listen: "127.0.0.1:0", StoreDir: "/etc/downlink/store",

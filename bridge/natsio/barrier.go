@@ -70,6 +70,7 @@ type held struct {
 	stored int64 // with seq it identifies a message even across a stream that was made anew
 	reply  string
 	in     *mapping.Input
+	again  bool // handed out before
 
 	emitted  bool // let out
 	received bool // the engine has it
@@ -87,6 +88,7 @@ type arrival struct {
 	stored   int64
 	reply    string
 	in       *mapping.Input
+	again    bool // handed out before
 }
 
 // position is what the server says of the consumer.
@@ -158,7 +160,7 @@ func (b *barrier) arrive(a arrival, now time.Time) (*held, outcome) {
 		}
 		h.gone = true
 	}
-	h := &held{seq: a.seq, stored: a.stored, reply: a.reply, in: a.in, ours: true, counted: true}
+	h := &held{seq: a.seq, stored: a.stored, reply: a.reply, in: a.in, again: a.again, ours: true, counted: true}
 	if b.settled.has(a.seq, a.stored) {
 		h.done = true
 		return h, again

@@ -66,6 +66,7 @@ func (s *JetStreamSource) disown(t *tenure) {
 	if s.barrier.next != 0 {
 		s.resume = s.barrier.resume()
 	}
+	s.seen = max(s.seen, s.barrier.lastSeen)
 	epoch := s.barrier.epoch
 	for _, h := range s.barrier.held {
 		h.gone = true

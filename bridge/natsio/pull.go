@@ -242,8 +242,9 @@ func (p *puller) attached(r attachResult) (time.Duration, bool) {
 	}
 	if r.anew {
 		s.barrier.abandon(r.created)
-		s.resume = 0
+		s.resume, s.seen = 0, 0
 	}
+	s.seen = max(s.seen, s.barrier.lastSeen, r.position.deliveredStream)
 	s.barrier.attach(r.position)
 	for h, text := range s.unsent {
 		if h.stored >= r.created.UnixNano() || !r.anew {
@@ -395,7 +396,7 @@ func (p *puller) handle(m *nats.Msg) bool {
 		}
 		started, epoch := p.s.take(arrival{
 			pin: p.pin, consumer: meta.Sequence.Consumer, seq: meta.Sequence.Stream,
-			stored: meta.Timestamp.UnixNano(), reply: m.Reply, in: newInput(m, meta),
+			stored: meta.Timestamp.UnixNano(), reply: m.Reply, in: newInput(m, meta), again: meta.NumDelivered > 1,
 		})
 		if started {
 			p.ask(epoch)
