@@ -112,6 +112,9 @@ func New(o Options) (*Bridge, error) {
 		if b.hubs[h.Name] != nil {
 			return nil, fmt.Errorf("bridge: two hubs are named %q", h.Name)
 		}
+		if err := h.Pace.check(); err != nil {
+			return nil, fmt.Errorf("bridge: hub %s: %w", h.Name, err)
+		}
 		b.hubs[h.Name] = newHub(h, b)
 	}
 	for _, r := range o.RetryNoDevice {

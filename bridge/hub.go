@@ -34,6 +34,8 @@ type hub struct {
 	timer    *time.Timer        // wakes dispatch when something may start
 	wakeAt   time.Time          // when it does
 	slowed   time.Time          // when the log told last that the hub throttles
+	slowedBy string             // its words
+	between  int                // sends that others have before the next one that must be alone
 	draining bool
 	drained  chan struct{} // closed when draining and no lane is left
 	closed   bool          // nothing starts any more
@@ -62,8 +64,10 @@ func newHub(o HubOptions, b *Bridge) *hub {
 
 // job is a lane's turn: a send, or, without an item, a load from the mailbox and its send.
 type job struct {
-	lane *lane
-	item *item
+	lane  *lane
+	item  *item
+	epoch uint64    // the gate's
+	begun time.Time // when it was its turn
 }
 
 // enqueue puts it at the end of its device's lane. crowded: the hub holds its
@@ -162,20 +166,17 @@ func (h *hub) dispatch() {
 
 // next takes what is to be done now. The caller holds mu.
 func (h *hub) next() (job, bool) {
-	l := h.pick(time.Now())
+	now := time.Now()
+	l := h.pick(now)
 	if l == nil {
 		return job{}, false
 	}
 	if !l.key.unordered {
 		h.busy[l.key.device] = nil
 	}
-	j := job{lane: l, item: l.take()}
-	if j.item != nil {
-		j.item.begun = time.Now()
-	}
+	j := job{lane: l, item: l.take(), epoch: h.gate.started(now), begun: now}
 	h.list(l) // it may start more if its route needs no order
 	h.inFlight++
-	h.gate.started()
 	return j, true
 }
 
@@ -201,12 +202,16 @@ func (h *hub) pick(now time.Time) *lane {
 	if h.closed || h.alone || h.inFlight >= h.window {
 		return nil
 	}
-	if h.solo.len() > 0 && h.inFlight > 0 {
+	solo := h.solo.len() > 0 && (h.between <= 0 || h.ready.len() == 0)
+	if solo && h.inFlight > 0 {
 		return nil // the link must empty first; nothing new starts meanwhile
 	}
 	if ok, wait := h.gate.admits(now); !ok {
 		h.wakeIn(now, wait)
-		if !h.gate.doubts() {
+		if ok, wait := h.gate.doubts(now); !ok {
+			if h.ready.len() > 0 {
+				h.wakeIn(now, wait)
+			}
 			return nil
 		}
 		return h.turn(&h.ready, func(l *lane) bool { return !h.gate.suspects(l.key.device) })
@@ -214,14 +219,8 @@ func (h *hub) pick(now time.Time) *lane {
 	if l := h.probe(now); l != nil {
 		return l
 	}
-	if l := h.turn(&h.solo, nil); l != nil {
-		if !h.pays(now) {
-			h.solo.putBack(l)
-			return nil
-		}
-		h.alone = true
-		l.listed = false
-		return l
+	if solo {
+		return h.pickSolo(now)
 	}
 	l := h.turn(&h.ready, nil)
 	if l != nil && !h.pays(now) {
@@ -229,6 +228,23 @@ func (h *hub) pick(now time.Time) *lane {
 		h.ready.putBack(l)
 		return nil
 	}
+	h.between--
+	return l
+}
+
+// pickSolo takes a lane whose head must be alone on the link. Then those that wait
+// behind it have a turn each: many may be suspected at once.
+func (h *hub) pickSolo(now time.Time) *lane {
+	l := h.turn(&h.solo, nil)
+	if l == nil {
+		return nil
+	}
+	if !h.pays(now) {
+		l.listed = true
+		h.solo.putBack(l)
+		return nil
+	}
+	h.alone, h.between = true, h.ready.len()
 	return l
 }
 
@@ -334,7 +350,7 @@ func (h *hub) run(j job) {
 				continue
 			}
 		}
-		j, ok = h.finish(j.lane, j.item, h.send(j.item))
+		j, ok = h.finish(j, h.send(j.item))
 	}
 }
 
@@ -354,7 +370,8 @@ func (h *hub) send(it *item) error {
 }
 
 // finish acts on the outcome of a send and returns what to go on with.
-func (h *hub) finish(l *lane, it *item, err error) (job, bool) {
+func (h *hub) finish(done job, err error) (job, bool) {
+	l, it := done.lane, done.item
 	v := judge(it, err, h.bridge.retryNoDevice[it.envelope.Route])
 	h.bridge.metrics.sends(h.name, err)
 	// Settle before the lane goes on, so that acks leave in the lane's order.
@@ -368,7 +385,7 @@ func (h *hub) finish(l *lane, it *item, err error) (job, bool) {
 	h.mu.Lock()
 	it.flying = false
 	h.landed(l)
-	h.learn(l, it, err)
+	h.learn(done, err)
 	replaced := false
 	switch {
 	case v.step == stepAccepted, v.step == stepDead:
@@ -397,20 +414,21 @@ func (h *hub) finish(l *lane, it *item, err error) (job, bool) {
 }
 
 // learn has gate and budget draw their conclusions from a send's end. The caller holds mu.
-func (h *hub) learn(l *lane, it *item, err error) {
+func (h *hub) learn(j job, err error) {
 	now := time.Now()
-	if h.gate.outcome(l.key.device, err, now) {
+	if h.gate.outcome(j.lane.key.device, j.epoch, err, now) {
 		h.logGate()
 	}
 	e, failed := errors.AsType[*Error](err)
 	switch {
 	case err == nil:
-		h.budget.accepted(now, it.envelope.Size())
+		h.budget.accepted(now, j.item.envelope.Size())
 	case !failed:
 	case e.Class == Throttled:
-		h.budget.throttled(it.begun, now)
+		h.budget.throttled(j.begun, now)
 		if now.Sub(h.slowed) > time.Minute {
 			h.slowed = now
+			h.slowedBy = e.Error()
 			h.log.Warn("the hub throttles; sending slower", "pace", h.budget.status(now).String(), "err", err)
 		}
 	case e.Class == QueueFull, e.Class == NoDevice, e.Class == Refused && e.Condition != "":

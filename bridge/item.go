@@ -25,11 +25,10 @@ type item struct {
 	entry atomic.Uint64 // in the mailbox; set before left is
 
 	// The hub's mutex guards these.
-	flying     bool      // in flight
-	begun      time.Time // when it was sent last
-	superseded bool      // a newer one with its coalescing key is here: not to be tried again
-	group      bool      // one of several targets: sent from the mailbox alone, so that no crash sends it to the others again
-	unstorable bool      // the mailbox can never hold it
+	flying     bool // in flight
+	superseded bool // a newer one with its coalescing key is here: not to be tried again
+	group      bool // one of several targets: sent from the mailbox alone, so that no crash sends it to the others again
+	unstorable bool // the mailbox can never hold it
 
 	tries
 }

@@ -202,7 +202,7 @@ func (h *hub) status() HubStatus {
 	case s.Pace.Exhausted:
 		s.State, s.Cause, s.Until = "quota", "the day's quota is used up by what this bridge sent", s.Pace.Until
 	case !s.Pace.Until.IsZero():
-		s.State, s.Cause, s.Until = Throttled.String(), "the hub throttles every message", s.Pace.Until
+		s.State, s.Cause, s.Until = Throttled.String(), "the hub throttles every message: "+h.slowedBy, s.Pace.Until
 	}
 	return s
 }
