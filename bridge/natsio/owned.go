@@ -80,6 +80,13 @@ func (s *JetStreamSource) disown(t *tenure) {
 	signal(s.arrived)
 }
 
+// heldNow is how many messages we hold.
+func (s *JetStreamSource) heldNow() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.barrier.held)
+}
+
 // giveBack ends the tenure in order: the server hands out at once what we have not settled, to whoever pulls
 // next. Its barrier sorts that.
 func (s *JetStreamSource) giveBack() {
