@@ -81,6 +81,7 @@ Then:         downlink init downlink.yaml
 		newPubCmd(s, logs),
 		newSubCmd(s, logs),
 		newDeadCmd(s, logs),
+		newMailboxCmd(s, logs),
 		newTraceCmd(s, logs),
 		newReadyCmd(s),
 		newVersionCmd(s),
