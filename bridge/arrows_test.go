@@ -18,6 +18,7 @@ var arrows = map[string][]string{
 	"bridge":                   {"mapping"},
 	"bridge/internal/sas":      {},
 	"bridge/internal/amqpwire": {},
+	"bridge/spread":            {},
 	"bridge/config":            {"mapping", "bridge/internal/sas"},
 	"bridge/config/gen":        {"bridge/config"},
 	"bridge/natsio":            {"mapping", "bridge"},
@@ -25,7 +26,9 @@ var arrows = map[string][]string{
 	"bridge/hubdevice":         {"mapping", "bridge", "bridge/internal/sas"},
 	"bridge/relay":             {"mapping", "bridge"},
 	"bridge/app":               {"mapping", "bridge", "bridge/config", "bridge/natsio", "bridge/hubservice", "bridge/hubdevice", "bridge/relay"},
-	"bridge/emulator/...":      {"bridge/emulator/...", "bridge/internal/sas", "bridge/internal/amqpwire"},
+	"bridge/emulator/...":      {"bridge/emulator/...", "bridge/internal/sas", "bridge/internal/amqpwire", "bridge/spread"},
+	"bridge/bench":             {"bridge/app", "bridge/config", "bridge/emulator/...", "bridge/spread"},
+	"bridge/tcplink":           {},
 	"bridge/bridgetest/...":    {"..."},
 	"cmd/...":                  {"..."},
 }

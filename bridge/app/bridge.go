@@ -17,10 +17,7 @@ const maxFilters = 256
 
 // buildBridge adds the cloud side: sources, engine, hubs, mailbox and dead letters.
 func (a *App) buildBridge(c *config.Bridge) error {
-	table, err := mapping.Compile(c.MappingRoutes(), c.TableOptions())
-	if err != nil {
-		return err
-	}
+	var err error
 	if a.bridgeNATS, err = a.openNATS("bridge", c.Name, c.NATS); err != nil {
 		return err
 	}
@@ -30,6 +27,19 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	}
 	a.closers = append(a.closers, nats.Close)
 	a.checks = append(a.checks, nats.Ready)
+
+	tableOptions := c.TableOptions()
+	lookups, err := a.buildLookups(c, nats)
+	if err != nil {
+		return err
+	}
+	if lookups != nil {
+		tableOptions.Lookups = lookups
+	}
+	table, err := mapping.Compile(c.MappingRoutes(), tableOptions)
+	if err != nil {
+		return err
+	}
 
 	o := bridge.Options{
 		Mapper: table, DeadUnmatched: c.Unmatched == "dead", ShutdownGrace: a.options.Config.ShutdownGrace,
@@ -43,8 +53,23 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	if o.Sources, err = a.buildSources(c, table, nats); err != nil {
 		return err
 	}
-	if o.Hubs, err = a.buildHubs(c.Hubs); err != nil {
+	if between := a.options.Source; between != nil {
+		for i, s := range o.Sources {
+			o.Sources[i] = between(s)
+		}
+	}
+	r, err := a.buildReceipts(c, nats)
+	if err != nil {
 		return err
+	}
+	o.Receipts = r.store
+	if o.Hubs, err = a.buildHubs(c, r); err != nil {
+		return err
+	}
+	if between := a.options.Sender; between != nil {
+		for i := range o.Hubs {
+			o.Hubs[i].Sender = between(o.Hubs[i].Sender)
+		}
 	}
 	dead, err := natsio.NewDeadLetters(a.deadOptions(c, nats))
 	if err != nil {
@@ -63,7 +88,7 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	}
 	a.checks = append(a.checks, engine.Ready)
 	a.statuses["bridge"] = func() any { return engine.Status() }
-	a.parts.add(layerFlows, "bridge", engine.Run)
+	a.parts.add(layerFlows, "bridge", a.afterLookups(engine.Run))
 	return nil
 }
 
@@ -85,7 +110,7 @@ func (a *App) buildSources(c *config.Bridge, table *mapping.Table, nats *natsio.
 			return nil, err
 		}
 		a.checks = append(a.checks, s.Ready)
-		a.parts.add(layerClients, "source "+stream, s.Run)
+		a.parts.add(layerClients, "source "+stream, a.afterLookups(s.Run))
 		a.parts.add(layerFlows, "drain of "+stream, drained(s))
 		sources = append(sources, s)
 	}
@@ -97,7 +122,7 @@ func (a *App) buildSources(c *config.Bridge, table *mapping.Table, nats *natsio.
 		}
 		core := &coreGuard{conn: nats, source: s, subjects: subjects, routes: routesOf(c.Routes, ""), log: a.options.Logger}
 		a.checks = append(a.checks, core.Ready)
-		a.parts.add(layerClients, "source core", core.Run)
+		a.parts.add(layerClients, "source core", a.afterLookups(core.Run))
 		a.parts.add(layerFlows, "drain of core", drained(s))
 		sources = append(sources, s)
 	}
@@ -172,21 +197,23 @@ func routesOf(routes []config.Route, stream string) []string {
 	return names
 }
 
-func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
+func (a *App) buildHubs(c *config.Bridge, r *receipts) ([]bridge.HubOptions, error) {
 	var list []bridge.HubOptions
-	for _, h := range hubs {
-		o := hubservice.Options{
-			Hub: h.Name, ConnectionString: h.ConnectionString.Reveal(), Address: h.AMQPAddress, Window: h.Window, Logger: a.options.Logger,
+	for i, h := range c.Hubs {
+		o, err := HubOptions(h)
+		if err != nil {
+			return nil, fmt.Errorf("hub %s: %w", h.Name, err)
 		}
-		var err error
+		o.Logger = a.options.Logger
 		if h.Embedded {
 			e := a.options.EmbeddedHub
 			if e == nil {
 				return nil, fmt.Errorf("hub %s: embedded, but this process has no embedded hub", h.Name)
 			}
 			o.ConnectionString, o.Address, o.RootCAs = e.ServiceConnectionString, e.AMQPAddress, e.RootCAs
-		} else if o.RootCAs, err = RootCAs(h.CAFile); err != nil {
-			return nil, fmt.Errorf("hub %s: ca_file: %w", h.Name, err)
+			if o.WebSocket {
+				o.Address = e.HTTPSAddress
+			}
 		}
 		client, err := hubservice.New(o)
 		if err != nil {
@@ -195,6 +222,9 @@ func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
 		a.checks = append(a.checks, client.Ready)
 		a.statuses["hub "+h.Name] = func() any { return client.Stats() }
 		a.parts.add(layerClients, "hub "+h.Name, client.Run)
+		if err := a.buildFeedback(h, c.Routes, i == 0, client, r); err != nil {
+			return nil, err
+		}
 		list = append(list, bridge.HubOptions{Name: h.Name, Sender: client, Window: h.Window, Pace: pace(&h)})
 	}
 	return list, nil
@@ -202,6 +232,36 @@ func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
 
 func pace(h *config.Hub) bridge.PaceOptions {
 	return bridge.PaceOptions{Tier: h.Tier, Units: h.Units, Rate: h.Rate, Share: h.Share, DailyMessages: int64(h.DailyMessages)}
+}
+
+// HubOptions says how to reach a hub that is not embedded, as the configuration
+// has it. The error is about its CA file.
+func HubOptions(h config.Hub) (hubservice.Options, error) {
+	o := hubservice.Options{
+		Hub: h.Name, ConnectionString: h.ConnectionString.Reveal(), SecondaryConnectionString: h.SecondaryConnectionString.Reveal(),
+		Address: h.AMQPAddress, Window: h.Window,
+	}
+	if h.InFiles() {
+		o.Reread = h.ReadAgain
+	}
+	if h.Transport == "websocket" {
+		o.WebSocket, o.Address = true, h.HTTPSAddress
+	}
+	if e := h.Entra; e != nil {
+		o.Host = h.Host
+		o.Entra = &hubservice.Entra{
+			TenantID: e.TenantID, ClientID: e.ClientID, ClientSecretFile: e.ClientSecretFile,
+			ClientCertificateFile: e.ClientCertificateFile, Authority: e.Authority,
+		}
+		if e.Identity != "default" {
+			o.Entra.Identity = e.Identity
+		}
+	}
+	var err error
+	if o.RootCAs, err = RootCAs(h.CAFile); err != nil {
+		return o, fmt.Errorf("ca_file: %w", err)
+	}
+	return o, nil
 }
 
 func (a *App) deadOptions(c *config.Bridge, nats *natsio.Conn) natsio.DeadLettersOptions {

@@ -115,16 +115,16 @@ func (m *Mailbox) Run(ctx context.Context) error {
 
 // subject is where an entry of a box with this key is stored.
 func (m *Mailbox) subject(b bridge.Box, key string) string {
-	return m.boxPrefix(b) + keyToken(key)
+	return m.boxPrefix(b) + coalesceToken(key)
 }
 
 func (m *Mailbox) boxPrefix(b bridge.Box) string {
 	return mailboxPrefix(m.o.Name) + mapping.SubjectToken(b.Hub) + "." + mapping.SubjectToken(b.Device) + "." + mapping.SubjectToken(b.Stream) + "."
 }
 
-// keyToken is the last token of an entry's subject. A hash, behind a "%" that no encoded text has there,
+// coalesceToken is the last token of an entry's subject. A hash, behind a "%" that no encoded text has there,
 // stands for a very long key.
-func keyToken(key string) string {
+func coalesceToken(key string) string {
 	switch key {
 	case "":
 		return noKey

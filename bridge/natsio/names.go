@@ -25,6 +25,42 @@ func DeadSubjects(name string) string { return deadPrefix(name) + ">" }
 
 func deadPrefix(name string) string { return name + ".dead." }
 
+// ReceiptStream is the stream that holds the receipts of a bridge of this name.
+func ReceiptStream(name string) string { return streamName(name) + "_RECEIPTS" }
+
+// ReceiptSubject is where receipts are published, and an empty hub, device or status stands for all.
+func ReceiptSubject(name, hub, device, status string) string {
+	any := func(s string) string {
+		if s == "" {
+			return "*"
+		}
+		return token(s)
+	}
+	return receiptPrefix(name) + any(hub) + "." + any(device) + "." + any(status)
+}
+
+func receiptPrefix(name string) string { return name + ".receipt." }
+
+// PendingBucket is the KV bucket with what a bridge of this name waits for feedback of.
+func PendingBucket(name string) string { return name + "-pending" }
+
+// keyToken is a KV key's token of any text: every byte outside [A-Za-z0-9_-] as =XX.
+func keyToken(s string) string {
+	if s == "" {
+		return "=" // no text gives it
+	}
+	var b strings.Builder
+	for i := range len(s) {
+		c := s[i]
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "=%02X", c)
+		}
+	}
+	return b.String()
+}
+
 // streamName is the name in upper case, every other byte than a letter or digit as "_".
 func streamName(name string) string {
 	return strings.Map(func(r rune) rune {

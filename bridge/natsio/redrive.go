@@ -3,8 +3,6 @@ package natsio
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -228,11 +226,7 @@ func redriveHeaders(h map[string][]string, core bool) nats.Header {
 
 // redriveID is the same for all letters of one message: several targets of it may have died.
 func redriveID(l *Letter) string {
-	h := sha256.New()
-	for _, p := range []string{l.Message.Stream, strconv.FormatUint(l.Message.Sequence, 10), stamp(l.Message.Time)} {
-		fmt.Fprintf(h, "%d:%s,", len(p), p)
-	}
-	return "redrive-" + hex.EncodeToString(h.Sum(nil)[:16])
+	return "redrive-" + digest(l.Message.Stream, strconv.FormatUint(l.Message.Sequence, 10), stamp(l.Message.Time))
 }
 
 // whole fetches the message that did not fit into its letter.

@@ -323,11 +323,11 @@ type delivery struct {
 
 func (d *delivery) Message() *mapping.Input { return d.held.in }
 
+// Redelivered implements bridge.Redelivered.
+func (d *delivery) Redelivered() bool { return d.held.again }
+
 // Ack settles the message. It does not wait for the server.
 func (d *delivery) Ack(context.Context) error { return d.source.settle(d.held, "+ACK") }
-
-// Redelivered reports whether the server may have handed out the message before, to this or another process.
-func (d *delivery) Redelivered() bool { return d.held.again }
 
 // Term settles the message and gives the server the reason, for its advisory.
 func (d *delivery) Term(_ context.Context, reason string) error {

@@ -2,7 +2,6 @@ package natsio
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -32,17 +31,12 @@ func NewTrail(c *Conn, name string) (*Trail, error) {
 }
 
 // Receipts calls each for the receipts stored since then, of one device or (if it is "")
-// of all, in the order in which they were stored, until it returns false or an error. What is
-// no receipt is left out. A bridge that never stored one has none.
-func (t *Trail) Receipts(ctx context.Context, device string, since time.Time, each func(bridge.Receipt) (bool, error)) error {
-	o := scanOptions{Stream: ReceiptStream(t.name), Subjects: []string{receiptPrefix(t.name) + "*." + tokenOrAny(device) + ".*"}, Since: since}
-	return absent(t.conn.scan(ctx, o, func(m *storedMsg) (bool, error) {
-		var r bridge.Receipt
-		if json.Unmarshal(m.Data, &r) != nil || r.Status == "" {
-			return true, nil
-		}
-		return each(r)
-	}))
+// of all, in the order in which they were stored, until it returns an error. A bridge that never stored one has none.
+func (t *Trail) Receipts(ctx context.Context, device string, since time.Time, each func(bridge.Receipt) error) error {
+	if _, err := t.State(ctx, ReceiptStream(t.name)); err != nil {
+		return absent(err)
+	}
+	return ReadReceipts(ctx, t.conn, ReceiptFilter{Name: t.name, Device: device, Since: since}, func(r StoredReceipt) error { return each(r.Receipt) })
 }
 
 // Parked is an entry of the mailbox, as far as its headers tell.

@@ -160,10 +160,5 @@ func at(t time.Time) string {
 	return t.UTC().Format("2006-01-02T15:04:05.000Z")
 }
 
-// dash fills an empty cell of a table.
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return visible(s)
-}
+// dash is a cell of a table.
+func dash(s string) string { return visible(orDash(s)) }

@@ -225,11 +225,11 @@ func (t *tracer) collect(ctx context.Context, want func(id, stream string, seq u
 	if err != nil {
 		return err
 	}
-	return t.trail.Receipts(ctx, t.device, t.since, func(r bridge.Receipt) (bool, error) {
+	return t.trail.Receipts(ctx, t.device, t.since, func(r bridge.Receipt) error {
 		if s := want(r.ID, r.Stream, r.Sequence, time.Time{}); s != nil {
 			s.addReceipt(r)
 		}
-		return true, nil
+		return nil
 	})
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,38 +15,47 @@ import (
 
 	"downlink/bridge"
 	"downlink/bridge/bridgetest"
+	"downlink/bridge/natsio"
+	"downlink/mapping"
 )
 
 // keeps stores receipts and mailbox entries as the bridge does.
 type keeps struct {
-	t  *testing.T
-	js jetstream.JetStream
+	t       *testing.T
+	js      jetstream.JetStream
+	mailbox *natsio.Mailbox
 }
 
 func runKeeps(t *testing.T) (*bridgetest.NATS, *keeps) {
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "DOWNLINK_RECEIPTS", "downlink.receipt.>")
-	n.CreateStream(t, "DOWNLINK_MAILBOX", "downlink.mailbox.>")
 	n.CreateStream(t, "COMMANDS", "cmd.>")
-	return n, &keeps{t, n.JetStream(t)}
+	conn, err := natsio.Connect(natsio.Options{URLs: []string{n.URL()}})
+	require.NoError(t, err)
+	t.Cleanup(conn.Close)
+	box, err := natsio.NewMailbox(natsio.MailboxOptions{Conn: conn, Create: true})
+	require.NoError(t, err)
+	return n, &keeps{t, n.JetStream(t), box}
 }
 
 func (k *keeps) receipt(r bridge.Receipt) {
 	k.t.Helper()
 	b, err := json.Marshal(r)
 	require.NoError(k.t, err)
-	_, err = k.js.Publish(k.t.Context(), "downlink.receipt."+r.Hub+"."+r.Device+"."+r.Status, b)
+	_, err = k.js.PublishMsg(k.t.Context(), &nats.Msg{Subject: natsio.ReceiptSubject("downlink", r.Hub, r.Device, r.Status), Data: b, Header: nats.Header{"Downlink-Format": {"1"}}})
 	require.NoError(k.t, err)
 }
 
-func (k *keeps) park(seq uint64, device, id, format string) {
+// park stores an entry as the bridge does; the mailbox makes its stream.
+func (k *keeps) park(seq uint64, device, id string) {
 	k.t.Helper()
-	_, err := k.js.PublishMsg(k.t.Context(), &nats.Msg{Subject: "downlink.mailbox.main." + device + ".COMMANDS.-", Data: []byte("{}\nx"), Header: nats.Header{
-		"Downlink-Format": {format}, "Downlink-Message-Id": {id}, "Downlink-Device": {device}, "Downlink-Hub": {"main"}, "Downlink-Route": {"r"},
-		"Downlink-Stream": {"COMMANDS"}, "Downlink-Seq": {fmt.Sprint(seq)}, "Downlink-Subject": {"cmd.x"}, "Downlink-At": {time.Now().UTC().Format(time.RFC3339Nano)},
-		"Downlink-Attempts": {"3"}, "Downlink-Priority": {"0"},
-	}})
+	repeat, err := k.mailbox.Append(k.t.Context(), &bridge.Parcel{
+		Envelope: &mapping.Envelope{Route: "r", Hub: "main", Device: device, MessageID: id, Body: []byte("x")},
+		Message:  &mapping.Input{Subject: "cmd.x", Payload: []byte("x"), Stream: "COMMANDS", Sequence: seq},
+		Attempts: 3, At: time.Now(),
+	})
 	require.NoError(k.t, err)
+	require.False(k.t, repeat)
 }
 
 func (k *keeps) publish(n int) {
@@ -91,9 +101,10 @@ func TestTraceStates(t *testing.T) {
 	require.Regexp(t, `\n\S+Z +accepted +d +- +\(2 attempts\)\n`, got.stdout)
 
 	for i, device := range []string{"d", "other", "d"} {
-		k.park(uint64(8+2*i), device, fmt.Sprint("parked-", i), "1")
+		k.park(uint64(8+2*i), device, fmt.Sprint("parked-", i))
 	}
-	k.park(3, "d", "parked-9", "2")
+	_, err := k.js.PublishMsg(t.Context(), &nats.Msg{Subject: "downlink.mailbox.main.d.COMMANDS.-", Header: nats.Header{"Downlink-Format": {"2"}, "Downlink-Message-Id": {"parked-9"}}})
+	require.NoError(t, err)
 	require.Contains(t, told(cli(t, "trace", "COMMANDS:12", "-s", n.URL())), "for d: waits in the mailbox as entry 3 (number 2 of 2 for the device) since ")
 	require.Contains(t, told(cli(t, "trace", "parked-1", "--device", "other", "-s", n.URL())), "entry 2 (number 1 of 1 for the device)")
 
@@ -101,7 +112,7 @@ func TestTraceStates(t *testing.T) {
 	require.Equal(t, exitOK, byDevice.code, byDevice.stderr)
 	require.Regexp(t, `^FIRST SEEN +MESSAGE +ROUTE +SUBJECT +STORY\n`, byDevice.stdout)
 	require.Regexp(t, `COMMANDS:1 +r +cmd.x +accepted, completed at `, byDevice.stdout)
-	require.Contains(t, told(byDevice), "13 messages, of which now 1 accepted, 1 completed, 1 dead, ")
+	require.Contains(t, told(byDevice), "13 in all, now 1 accepted, 1 completed, 1 dead, ")
 	j := objects(t, cli(t, "trace", "--device", "d", "--limit", "2", "--json", "-s", n.URL()).stdout)[0]
 	require.Len(t, j["messages"], 2)
 	require.EqualValues(t, 11, j["cut"])
@@ -193,4 +204,30 @@ func TestTraceBridge(t *testing.T) {
 	require.Equal(t, "COMMANDS:2 was brought back from the dead letters as COMMANDS:3 (downlink trace COMMANDS:3)", told(cli(t, "trace", "COMMANDS:2", "-c", p.file)))
 	j := objects(t, cli(t, "trace", "COMMANDS:3", "--json", "-c", p.file).stdout)[0]
 	require.Equal(t, "COMMANDS:2", j["source"].(map[string]any)["redriven"])
+}
+
+// TestTraceDelivered: a real device's outcome, from the real hub's feedback.
+func TestTraceDelivered(t *testing.T) {
+	p := runPlant(t)
+	dir := t.TempDir()
+	_, hub := startHub(t, dir, "--device", "good", "--device", "bad", "--device", "away", "--virtual", "good=complete", "--virtual", "bad=reject", "--http", "off")
+	writeTo(t, filepath.Join(filepath.Dir(p.file), "hub-service"), hub.ServiceConnectionString+"\n")
+	text := fmt.Sprintf(toolsFile, p.pages, p.nats.URL(), hub.AMQPS, hub.CAFile)
+	writeTo(t, p.file, strings.Replace(text, "      create: true\n", "      create: true\n      message: {ack: full}\n", 1))
+	p.start(t)
+	for _, device := range []string{"good", "bad", "away", "nobody"} {
+		p.publish(t, device, "x", nil)
+	}
+	for place, want := range map[string]string{
+		"COMMANDS:1": "for good: delivered: the device completed it at ",
+		"COMMANDS:2": "for bad: not delivered: the device rejected it at ",
+		"COMMANDS:3": "for away: accepted by the hub at ",
+		"COMMANDS:4": "for nobody: dead letter 1: device-not-found",
+	} {
+		require.Eventually(t, func() bool { return strings.Contains(told(cli(t, "trace", place, "-c", p.file)), want) }, 30*time.Second, 100*time.Millisecond, "%s: %s", place, want)
+	}
+	require.Regexp(t, `\n\S+Z +published .*\n\S+Z +accepted +good +commands .*\n\S+Z +completed +good +commands `, cli(t, "trace", "COMMANDS:1", "-c", p.file).stdout)
+	require.Contains(t, told(cli(t, "trace", "--device", "good", "-c", p.file)), ": 1 in all, now 1 completed")
+	require.Equal(t, exitOK, cli(t, "dead", "purge", "--all", "--yes", "-c", p.file).code)
+	require.Contains(t, told(cli(t, "trace", "COMMANDS:4", "-c", p.file)), "which is not there any more: redriven, purged, or too old")
 }

@@ -244,7 +244,7 @@ func (r *tracedDevice) sentence() string {
 	for i, state := range names {
 		names[i] = fmt.Sprintf("%d %s", r.States[state], state)
 	}
-	text := fmt.Sprintf("device %s since %s: %d messages, of which now %s", r.Device, at(r.Since), len(r.Messages), strings.Join(names, ", "))
+	text := fmt.Sprintf("device %s since %s: %d in all, now %s", r.Device, at(r.Since), len(r.Messages), strings.Join(names, ", "))
 	if r.Cut > 0 {
 		text += fmt.Sprintf(" (older ones left out: %d; --limit)", r.Cut)
 	}
