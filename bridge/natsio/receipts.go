@@ -174,11 +174,7 @@ func (r *Receipts) ensureOne(ctx context.Context, cfg jetstream.StreamConfig) er
 	s, err := js.Stream(ctx, cfg.Name)
 	switch {
 	case err == nil:
-		if cfg.Name == r.bucketStream() {
-			r.mu.Lock()
-			r.replicated = s.CachedInfo().Config.Replicas > 1
-			r.mu.Unlock()
-		}
+		r.learn(s.CachedInfo().Config)
 		return r.fits(s.CachedInfo().Config, cfg)
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		if !r.o.Create {
@@ -190,7 +186,16 @@ func (r *Receipts) ensureOne(ctx context.Context, cfg jetstream.StreamConfig) er
 	if err != nil {
 		return fmt.Errorf("stream %s for receipts: %w", cfg.Name, apiError(err))
 	}
+	r.learn(cfg)
 	return nil
+}
+
+func (r *Receipts) learn(cfg jetstream.StreamConfig) {
+	if cfg.Name == r.bucketStream() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.replicated = cfg.Replicas > 1
+	}
 }
 
 // fits refuses a stream of somebody else's making that cannot do what is needed of it.
