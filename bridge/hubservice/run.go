@@ -55,6 +55,12 @@ func (c *Client) Run(ctx context.Context) error {
 func (c *Client) serve(ctx context.Context, l *link) error {
 	work, cancel := context.WithCancel(ctx)
 	defer cancel()
+	// A renewal asked for before this link came up is done. Before the writer starts, or it would take the
+	// request of this link's own first message for one of those.
+	select {
+	case <-c.renew:
+	default:
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { l.write(c.requests) })
 	wg.Go(func() { l.watch(c.options.Stall) })
@@ -94,11 +100,6 @@ var errTokenEnd = errors.New("the token expired")
 // not end the link before the token does.
 func (c *Client) keepToken(ctx context.Context, l *link) {
 	expires := l.expires
-	// A renewal asked for before this link came up is done.
-	select {
-	case <-c.renew:
-	default:
-	}
 	for {
 		left := time.Until(expires)
 		if !c.sleepOrRenew(ctx, left*3/4) {
