@@ -401,7 +401,8 @@ func (r *Receipts) Told(ctx context.Context, receipt bridge.Receipt, since time.
 			}
 			var got bridge.Receipt
 			if json.Unmarshal(m.Data, &got) == nil {
-				told = told || got.ID == receipt.ID && got.Stream == receipt.Stream && got.Sequence == receipt.Sequence && got.Route == receipt.Route
+				told = told || got.ID == receipt.ID && got.Stream == receipt.Stream && got.Sequence == receipt.Sequence && got.Route == receipt.Route &&
+					(receipt.Stream != "" || receipt.Route != "" || got.At.Equal(receipt.At))
 			}
 		})
 		if err != nil {

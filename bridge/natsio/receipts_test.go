@@ -340,6 +340,11 @@ func TestTold(t *testing.T) {
 	require.True(t, told(rec))
 	rec.Device = "other"
 	require.False(t, told(rec))
+	foreign := bridge.Receipt{ID: "theirs", Device: "d", Hub: "main", Status: bridge.StatusCompleted, At: time.Now().UTC()}
+	require.NoError(t, r.Store(t.Context(), foreign, bridge.Correlation{}))
+	require.True(t, told(foreign))
+	foreign.At = foreign.At.Add(time.Millisecond) // their next one of the same ID
+	require.False(t, told(foreign))
 }
 
 // Nobody reads a hub's feedback before somebody has asked for it, this process or the one before.
