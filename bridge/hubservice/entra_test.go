@@ -94,7 +94,7 @@ func TestEntra(t *testing.T) {
 // Renewed before it expires, on the same link; the hub would close it otherwise.
 func TestEntraRenewal(t *testing.T) {
 	issuer := bridgetest.RunIssuer(t)
-	issuer.SetLifetime(4 * time.Second)
+	issuer.SetLifetime(6 * time.Second)
 	_, o, _, _ := entraOptions(t, issuer, "d1")
 	c := run(t, o)
 	ctx := within(t, 60*time.Second)
