@@ -206,11 +206,10 @@ func (f *demoFlags) useRealHub(c *config.Config) (prefixes []string, unknown str
 	if id == "" {
 		return nil, "", usagef("--device-connection-string-file: %s holds no device connection string (DeviceId is missing)", f.deviceFile)
 	}
-	name := c.Bridge.Hubs[0].Name
-	c.Bridge.Hubs = []config.Hub{{
-		Name: name, ConnectionString: config.NewSecret(hub), AMQPAddress: f.amqp, CAFile: f.caFile,
-		Window: c.Bridge.Hubs[0].Window, PropertyCharset: c.Bridge.Hubs[0].PropertyCharset,
-	}}
+	h := c.Bridge.Hubs[0]
+	h.Embedded = false
+	h.ConnectionString, h.AMQPAddress, h.CAFile = config.NewSecret(hub), f.amqp, f.caFile
+	c.Bridge.Hubs = []config.Hub{h}
 	c.Relay.Devices = []config.Device{{ConnectionString: config.NewSecret(device), MQTTAddress: f.mqtt, CAFile: f.caFile}}
 	// The real device's ID need not be made of two tokens: the routes name it outright.
 	token := mapping.SubjectToken(id)
