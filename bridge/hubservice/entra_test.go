@@ -116,6 +116,7 @@ func TestEntraRefusesTheClient(t *testing.T) {
 	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "unauthorized: no Entra token for ") }, 20*time.Second, time.Millisecond)
 	text := c.Ready().Error()
 	require.Contains(t, text, fmt.Sprintf("client %q of tenant %q", issuer.Client, issuer.Tenant))
+	require.Contains(t, text, ": 401 invalid_client: AADSTS7000215: Invalid client secret provided: <redacted>; ")
 	require.Contains(t, text, "check tenant, client and its secret or certificate")
 	require.NotContains(t, text, "\n")
 	require.NotContains(t, log.String(), "not the secret")
