@@ -196,7 +196,7 @@ func TestEntraCertificate(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, text, 0o600))
 	issuer.Assert(func(assertion string) bool {
 		// Which RSA algorithm, azidentity chooses by the kind of authority.
-		signed, err := jose.ParseSigned(assertion, []jose.SignatureAlgorithm{jose.RS256, jose.PS256})
+		signed, err := jose.ParseSignedCompact(assertion, []jose.SignatureAlgorithm{jose.RS256, jose.PS256})
 		if err != nil {
 			return false
 		}
