@@ -370,8 +370,8 @@ type Repeats struct {
 // ackMargin is how long an ack is on its way at most before it is durable.
 const ackMargin = 3 * time.Second
 
-// repeated: a message comes again at most once for each disturbance that found it in flight: accepted by
-// the hub (by when the disturbance shows no more), and not settled ackMargin before it began.
+// repeated: a message comes again at most once for each disturbance that found it in flight: the copy
+// before accepted by the hub by when the disturbance showed no more, and not settled ackMargin before it began.
 func (c *checker) repeated() {
 	settled := make(map[*publication]time.Time) // when its last target had its first fate
 	for _, t := range c.targets {
@@ -383,22 +383,33 @@ func (c *checker) repeated() {
 		if len(t.copies) == 0 {
 			continue
 		}
-		bound := 0
-		for _, d := range c.e.disturbances {
-			if d.Device != "" && d.Device != t.to.id {
-				continue
+		left := make(map[int]int) // of what each disturbance explains, less what was used
+		found := func(d *disturbance, copy *hubCopy) bool {
+			until := copy.at
+			if s := settled[t.pub]; s.After(until) {
+				until = s
 			}
-			before := d.Begin.After(settled[t.pub].Add(ackMargin))
-			after := !d.End.IsZero() && d.End.Add(d.shows).Before(t.copies[0].at)
-			if !before && !after {
-				bound += d.Times
+			return (d.Device == "" || d.Device == t.to.id) && !d.Begin.After(until.Add(ackMargin)) &&
+				(d.End.IsZero() || !d.End.Add(d.shows).Before(copy.at))
+		}
+		for i := range c.e.disturbances {
+			d := &c.e.disturbances[i]
+			if slices.ContainsFunc(t.copies, func(h *hubCopy) bool { return found(d, h) }) {
+				left[i] = d.Times
+				c.repeats.HubBound += d.Times
 			}
 		}
-		repeats := len(t.copies) - 1
-		c.repeats.Hub += repeats
-		c.repeats.HubBound += bound
-		if repeats > bound {
-			c.violate(ruleRepeat, t, "the hub accepted it %d times, and %d disturbances found it in flight", len(t.copies), bound)
+		for n, copy := range t.copies[:len(t.copies)-1] {
+			c.repeats.Hub++
+			i := slices.IndexFunc(c.e.disturbances, func(d disturbance) bool { return found(&d, copy) })
+			for i >= 0 && i < len(c.e.disturbances) && (left[i] == 0 || !found(&c.e.disturbances[i], copy)) {
+				i++ // the earliest one that is left
+			}
+			if i < 0 || i == len(c.e.disturbances) {
+				c.violate(ruleRepeat, t, "the hub accepted it %d times, and no disturbance that is left explains number %d", len(t.copies), n+2)
+				break
+			}
+			left[i]--
 		}
 	}
 }
