@@ -17,10 +17,7 @@ const maxFilters = 256
 
 // buildBridge adds the cloud side: sources, engine, hubs and dead letters.
 func (a *App) buildBridge(c *config.Bridge) error {
-	table, err := mapping.Compile(c.MappingRoutes(), c.TableOptions())
-	if err != nil {
-		return err
-	}
+	var err error
 	if a.bridgeNATS, err = a.openNATS("bridge", c.Name, c.NATS); err != nil {
 		return err
 	}
@@ -30,6 +27,19 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	}
 	a.closers = append(a.closers, nats.Close)
 	a.checks = append(a.checks, nats.Ready)
+
+	tableOptions := c.TableOptions()
+	lookups, err := a.buildLookups(c, nats)
+	if err != nil {
+		return err
+	}
+	if lookups != nil {
+		tableOptions.Lookups = lookups
+	}
+	table, err := mapping.Compile(c.MappingRoutes(), tableOptions)
+	if err != nil {
+		return err
+	}
 
 	o := bridge.Options{
 		Mapper: table, DeadUnmatched: c.Unmatched == "dead", ShutdownGrace: a.options.Config.ShutdownGrace,
@@ -75,7 +85,7 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	}
 	a.checks = append(a.checks, engine.Ready)
 	a.statuses["bridge"] = func() any { return engine.Status() }
-	a.parts.add(layerFlows, "bridge", engine.Run)
+	a.parts.add(layerFlows, "bridge", a.afterLookups(engine.Run))
 	return nil
 }
 
@@ -88,7 +98,7 @@ func (a *App) buildSources(c *config.Bridge, table *mapping.Table, nats *natsio.
 			return nil, err
 		}
 		a.checks = append(a.checks, s.Ready)
-		a.parts.add(layerClients, "source "+stream, s.Run)
+		a.parts.add(layerClients, "source "+stream, a.afterLookups(s.Run))
 		a.parts.add(layerFlows, "drain of "+stream, drained(s))
 		sources = append(sources, s)
 	}
@@ -100,7 +110,7 @@ func (a *App) buildSources(c *config.Bridge, table *mapping.Table, nats *natsio.
 		}
 		core := &coreGuard{conn: nats, source: s, subjects: subjects, routes: routesOf(c.Routes, ""), log: a.options.Logger}
 		a.checks = append(a.checks, core.Ready)
-		a.parts.add(layerClients, "source core", core.Run)
+		a.parts.add(layerClients, "source core", a.afterLookups(core.Run))
 		a.parts.add(layerFlows, "drain of core", drained(s))
 		sources = append(sources, s)
 	}

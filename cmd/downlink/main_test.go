@@ -307,5 +307,13 @@ func TestSignalsRelease(t *testing.T) {
 	require.ErrorIs(t, ctx.Err(), context.Canceled)
 }
 
+// asBinary makes processes that a test starts from its own binary be downlink itself.
+const asBinary = "DOWNLINK_TEST_AS_BINARY"
+
 // TestMain: no goroutine of a command outlives it.
-func TestMain(m *testing.M) { bridgetest.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(asBinary) != "" {
+		main()
+	}
+	bridgetest.VerifyTestMain(m)
+}

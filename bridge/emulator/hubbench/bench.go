@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"downlink/bridge/emulator"
@@ -18,7 +17,7 @@ import (
 	"downlink/bridge/emulator/amqpsink"
 	"downlink/bridge/emulator/identity"
 	"downlink/bridge/emulator/virtual"
-	"downlink/bridge/internal/sas"
+	"downlink/bridge/spread"
 )
 
 // Options say what to measure. Zero values have defaults.
@@ -109,13 +108,13 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	cs, err := sas.Parse(policy)
+	target, err := NewTarget(hub.AMQPAddr(), policy, hub.RootCAs())
 	if err != nil {
 		return nil, err
 	}
-	toHub := leg{Options: o, address: hub.AMQPAddr(), cs: cs, roots: hub.RootCAs(), devices: devices}
+	toHub := leg{Options: o, target: target, devices: devices}
 	toSink := toHub
-	toSink.address = sinkAddr
+	toSink.target.address = sinkAddr
 
 	r := &Result{Messages: o.Messages, Senders: o.Senders, Window: o.Window, Size: o.Size, Devices: o.Devices, Credit: o.Credit}
 	warm := min(o.Messages, 20_000) // what is slow the first time is not what is measured
@@ -148,19 +147,10 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 }
 
 func (r *Result) summarize() {
-	column := func(f func(Pair) float64) []float64 {
-		var all []float64
-		for _, p := range r.Pairs {
-			all = append(all, f(p))
-		}
-		slices.Sort(all)
-		return all
-	}
-	middle := func(x []float64) float64 { return (x[(len(x)-1)/2] + x[len(x)/2]) / 2 }
-	ratios := column(func(p Pair) float64 { return p.Ratio })
-	r.Ratio, r.Lowest, r.Highest = middle(ratios), ratios[0], ratios[len(ratios)-1]
-	r.Hub = middle(column(func(p Pair) float64 { return p.Hub }))
-	r.Sink = middle(column(func(p Pair) float64 { return p.Sink }))
+	ratio := spread.Each(r.Pairs, func(p Pair) float64 { return p.Ratio })
+	r.Ratio, r.Lowest, r.Highest = ratio.Median, ratio.Lowest, ratio.Highest
+	r.Hub = spread.Each(r.Pairs, func(p Pair) float64 { return p.Hub }).Median
+	r.Sink = spread.Each(r.Pairs, func(p Pair) float64 { return p.Sink }).Median
 }
 
 // completed waits until the virtual devices have taken all messages.
