@@ -271,7 +271,8 @@ func TestLateFate(t *testing.T) {
 	w := newWorld()
 	p := w.publish("pump06", "set")
 	w.deliver(p, "pump06")
-	w.e.dead = append(w.e.dead, w.keep(p, "pump06", "breaks-link", 3, nil))
+	w.e.dead = append(w.e.dead, w.keep(p, "pump06", "breaks-link", 0, nil))
+	w.e.disturbances = []disturbance{{Kind: "kill-bridge", Times: 1, Begin: w.e.copies[0].at, End: w.e.copies[0].at}}
 	c := w.check()
 	require.Empty(t, c.violations)
 	require.Equal(t, "dead: breaks-link (and the hub has it)", c.targets[0].fate)
