@@ -127,17 +127,9 @@ func drained(s interface{ Drain() }) func(context.Context) error {
 	}
 }
 
-// durable is the name of a bridge's consumers. Whoever looks at a stream sees whose they are.
-func durable(bridgeName string) string {
-	if bridgeName == "downlink" {
-		return bridgeName
-	}
-	return "downlink-" + bridgeName
-}
-
 func (a *App) sourceOptions(c *config.Bridge, table *mapping.Table, nats *natsio.Conn, stream string) natsio.SourceOptions {
 	o := natsio.SourceOptions{
-		Conn: nats, Stream: stream, Consumer: durable(c.Name), Filters: mapping.Cover(table.Subjects(stream), maxFilters),
+		Conn: nats, Stream: stream, Consumer: natsio.Durable(c.Name), Filters: mapping.Cover(table.Subjects(stream), maxFilters),
 		Routes: routesOf(c.Routes, stream), Logger: a.options.Logger,
 	}
 	for _, r := range c.Routes {
