@@ -20,7 +20,7 @@ const (
 // Compile checks routes and makes a Table of them. The error joins a *FieldError
 // for every mistake found, with paths such as "routes[2].device".
 func Compile(routes []Route, o TableOptions) (*Table, error) {
-	c := &compiler{o: o, names: map[string]int{}, seen: map[string]bool{}}
+	c := &compiler{o: o, names: map[string]int{}, seen: map[string]bool{}, actions: map[string]*action{}, captures: map[string][]capture{}}
 	if c.o.Name == "" {
 		c.o.Name = defaultName
 	}
@@ -74,6 +74,10 @@ type compiler struct {
 	errs  []error
 	path  string
 	seen  map[string]bool // places in templates that have had their error
+
+	// What routes share: see action, and the captures that go with it.
+	actions  map[string]*action
+	captures map[string][]capture
 }
 
 func (c *compiler) fail(path string, err error) {
@@ -89,7 +93,7 @@ func (c *compiler) route(i int, rule *Route) *route {
 	c.path = fmt.Sprintf("routes[%d]", i)
 	copied := *rule
 	copied.Allow, copied.Deny = slices.Clone(rule.Allow), slices.Clone(rule.Deny)
-	r := &route{name: rule.Name, bridge: c.o.Name, drop: rule.Drop, also: rule.Also, rest: rule.Default, allow: copied.Allow, deny: copied.Deny, rule: &copied}
+	r := &route{name: rule.Name, drop: rule.Drop, also: rule.Also, rest: rule.Default, rule: &copied}
 	if r.name == "" {
 		r.name = fmt.Sprintf("route-%d", i+1)
 	}
@@ -115,7 +119,7 @@ func (c *compiler) route(i int, rule *Route) *route {
 	if p == nil {
 		p = &pattern{} // the rest is still checked
 	}
-	r.pattern, r.literal = p, literalPrefix(p.filter)
+	r.pattern, r.captures = p, c.sameCaptures(p.captures)
 	c.source(r, rule)
 	if rule.When != "" && err == nil {
 		var werr error
@@ -127,8 +131,41 @@ func (c *compiler) route(i int, rule *Route) *route {
 		c.dropOnly(rule)
 		return r
 	}
-	c.deliver(r, rule, p, err == nil)
+	if err != nil {
+		r.action = &action{}
+		c.deliver(r, &copied, p, false)
+		return r
+	}
+	key := sameAction(&copied, p)
+	if r.action = c.actions[key]; r.action == nil {
+		r.action = &action{}
+		before := len(c.errs)
+		if c.deliver(r, &copied, p, true); len(c.errs) == before { // else let the next one have its errors too
+			c.actions[key] = r.action
+		}
+	}
 	return r
+}
+
+// sameAction is the same for two rules if and only if they make the same of a message.
+func sameAction(rule *Route, p *pattern) string {
+	same := *rule
+	same.Name, same.Subject, same.Stream, same.Source, same.When, same.Also, same.Default = "", "", "", "", "", false, false
+	names := make([]string, len(p.captures))
+	for i := range p.captures {
+		names[i] = p.captures[i].name
+	}
+	return fmt.Sprintf("%q %#v", names, same)
+}
+
+// sameCaptures returns the one copy of a list of captures.
+func (c *compiler) sameCaptures(list []capture) []capture {
+	key := fmt.Sprint(list)
+	if same, ok := c.captures[key]; ok {
+		return same
+	}
+	c.captures[key] = list
+	return list
 }
 
 func checkRouteName(name string) error {
@@ -179,6 +216,8 @@ func (c *compiler) dropOnly(rule *Route) {
 // deliver compiles the rest of a route. Without a good subject its captures are
 // unknown, so that expressions would only give errors that follow from the first.
 func (c *compiler) deliver(r *route, rule *Route, p *pattern, subject bool) {
+	r.allow, r.deny = rule.Allow, rule.Deny
+	r.ttl, r.maxAge, r.priority, r.receipts = rule.Message.TTL, rule.Message.MaxAge, rule.Priority, rule.Receipts
 	choosing, sending := cloudSide(p, c.o), cloudSide(p, c.o)
 	sending.addTarget()
 	compile := func(text string, names *side, as func(string, *side) (*template, error)) (*template, error) {

@@ -85,7 +85,7 @@ func (t *Table) try(r *route, s *cloudScope, x *Explanation, tried *Tried) bool 
 	if tried.Why = r.whyNot(s); tried.Why != "" {
 		return false
 	}
-	s.pattern = r.pattern
+	s.route = r
 	tried.Captures = r.captured(s)
 	if r.when != nil {
 		tried.Condition = &Value{Field: "when", Expression: r.rule.When}
@@ -148,8 +148,8 @@ func (p *pattern) mismatch(subject string, offs []int) string {
 
 func (r *route) captured(s *cloudScope) []Named {
 	var list []Named
-	for i, c := range r.pattern.captures {
-		list = append(list, Named{c.name, r.pattern.capture(i, s.in.Subject, s.offs)})
+	for _, c := range r.captures {
+		list = append(list, Named{c.name, c.of(s.in.Subject, s.offs)})
 	}
 	return list
 }

@@ -71,7 +71,7 @@ func TestMatchAndCapture(t *testing.T) {
 		require.Equal(t, c.want != nil, p.mismatch(c.subject, offs) == "", c)
 		require.Equal(t, c.want != nil, matchSubject(strings.Split(p.filter, "."), c.subject), c)
 		for i, want := range c.want {
-			require.Equal(t, want, p.capture(i, c.subject, offs))
+			require.Equal(t, want, p.captures[i].of(c.subject, offs))
 		}
 	}
 }

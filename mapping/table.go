@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Table is a compiled list of routes. It is immutable: all methods are safe for concurrent use.
@@ -23,16 +24,22 @@ type Table struct {
 
 // route is a Route, compiled.
 type route struct {
-	name      string
-	bridge    string // the bridge's name
-	pattern   *pattern
-	literal   string // what all its subjects begin with
-	stream    string
-	core      bool
-	drop      string
-	also      bool
-	rest      bool       // default: for what no other route took
-	when      *condition // nil: always
+	*action
+	name     string
+	captures []capture
+	when     *condition // nil: always
+	also     bool
+	rest     bool // default: for what no other route took
+	core     bool
+	drop     string
+	stream   string
+	pattern  *pattern
+	rule     *Route
+}
+
+// action is what a route makes of a message. Routes that differ in their subjects and names
+// alone share one: it is compiled once, and near when it is needed.
+type action struct {
 	hub       string
 	chooseHub *template // or an expression
 	device    *template
@@ -41,7 +48,10 @@ type route struct {
 	allow     []string
 	deny      []string
 	fields    [len(fieldNames)]*template // nil: not set
-	rule      *Route
+	ttl       time.Duration
+	maxAge    time.Duration
+	priority  int
+	receipts  bool
 	ack       Ack
 	unordered bool
 	coalesce  *template // nil: not coalesced
@@ -66,7 +76,7 @@ var fieldNames = [...]string{"message.message_id", "message.correlation_id", "me
 // cloudScope is one message as templates see it.
 type cloudScope struct {
 	in      *Input
-	pattern *pattern
+	route   *route
 	offs    []int
 	header  map[string]any
 	json    any
@@ -87,7 +97,7 @@ func (s *cloudScope) machine() *machine { return &s.m }
 func (s *cloudScope) ref(r *ref) (string, bool) {
 	switch r.kind {
 	case refCapture:
-		return s.pattern.capture(r.index, s.in.Subject, s.offs), true
+		return s.route.captures[r.index].of(s.in.Subject, s.offs), true
 	case refHeader:
 		return headerValue(s.in.Header, r.name)
 	case refSubject:
@@ -146,9 +156,9 @@ func (s *cloudScope) name(id string) (any, error) {
 	case "cloudevent":
 		return event(s.in.Header), nil
 	}
-	for i := range s.pattern.captures {
-		if s.pattern.captures[i].name == id {
-			return s.pattern.capture(i, s.in.Subject, s.offs), nil
+	for i := range s.route.captures {
+		if c := &s.route.captures[i]; c.name == id {
+			return c.of(s.in.Subject, s.offs), nil
 		}
 	}
 	return nil, nil // a variable of the expression's own
@@ -189,7 +199,7 @@ func (t *Table) walk(routes *trie, s *cloudScope) []Result {
 			return results
 		}
 		r := t.routes[i]
-		s.pattern = r.pattern
+		s.route = r
 		takes, err := r.takes(s)
 		switch {
 		case err != nil:
@@ -295,7 +305,7 @@ func (t *Table) fill(e *Envelope, props []Property, r *route, s *cloudScope, dev
 		}
 		e.Hub, documented = h.Name, h.DocumentedCharset
 	}
-	if err := r.deliver(e, s); err != nil {
+	if err := t.deliver(r, e, s); err != nil {
 		return err
 	}
 	id := ""

@@ -9,75 +9,145 @@ import (
 // trie finds the routes whose subjects take a subject, in a time that depends on
 // the subject's depth and not on how many routes there are. Routes are numbers,
 // and a lower one goes first.
-type trie struct{ root trieNode }
-
-type trieNode struct {
-	tokens   map[string]*trieNode
-	one      *trieNode // a capture or *: any token
-	ends     []int32   // routes whose subject ends here, in order
-	rest     []int32   // routes that take one token or more from here
-	min, max int32     // of the routes at and below the node
+type trie struct {
+	root  trieNode
+	tails map[string][]token
 }
+
+// trieNode is where the subjects of some routes have come to. Most have one route
+// only, which then waits here with what is left of its subject.
+type trieNode struct {
+	kind   nodeKind
+	min    int32 // of the routes at and below the node; a leaf's is its route
+	max    int32
+	tail   []token // of a leaf
+	tokens map[string]*trieNode
+	one    *trieNode // a capture or *: any token
+	ends   []int32   // routes whose subject ends here, in order
+	rest   []int32   // routes that take one token or more from here
+}
+
+type nodeKind uint8
+
+const (
+	nodeEmpty nodeKind = iota
+	nodeLeaf
+	nodeInner
+)
 
 const noRoute = math.MaxInt32
 
 // insert adds a route; they come in order.
-func (t *trie) insert(p *pattern, route int32) {
-	n := &t.root
-	n.reach(route)
-	for i := range p.tokens {
-		tok := &p.tokens[i]
-		if tok.kind == tokenRest {
-			n.rest = append(n.rest, route)
-			return
-		}
-		next := n.one
-		if tok.kind == tokenText {
-			next = n.tokens[tok.text]
-		}
-		if next == nil {
-			next = &trieNode{min: route}
-			switch {
-			case tok.kind == tokenOne:
-				n.one = next
-			case n.tokens == nil:
-				n.tokens = map[string]*trieNode{tok.text: next}
-			default:
-				n.tokens[tok.text] = next
-			}
-		}
-		n = next
-		n.reach(route)
+func (t *trie) insert(p *pattern, route int32) { t.root.insert(p.tokens, route, t.tail) }
+
+// tail returns the one copy of a list of tokens: thousands of routes end alike, and
+// what they share is near when it is needed.
+func (t *trie) tail(tokens []token) []token {
+	var key strings.Builder
+	for _, tok := range tokens {
+		key.WriteByte(byte(tok.kind))
+		key.WriteString(tok.text)
+		key.WriteByte('.')
 	}
-	n.ends = append(n.ends, route)
+	if t.tails == nil {
+		t.tails = map[string][]token{}
+	}
+	if shared, ok := t.tails[key.String()]; ok {
+		return shared
+	}
+	t.tails[key.String()] = tokens
+	return tokens
 }
 
-func (n *trieNode) reach(route int32) {
-	n.max = route + 1 // so that the zero value is an empty node
+func (n *trieNode) insert(tokens []token, route int32, tail func([]token) []token) {
+	switch n.kind {
+	case nodeEmpty:
+		n.kind, n.min, n.max, n.tail = nodeLeaf, route, route, tail(tokens)
+		return
+	case nodeLeaf:
+		first := n.tail
+		n.kind, n.tail = nodeInner, nil
+		n.push(first, n.min, tail)
+	}
+	n.max = route
+	n.push(tokens, route, tail)
+}
+
+// push adds a route below an inner node.
+func (n *trieNode) push(tokens []token, route int32, tail func([]token) []token) {
+	if len(tokens) == 0 {
+		n.ends = append(n.ends, route)
+		return
+	}
+	var child *trieNode
+	switch tok := &tokens[0]; tok.kind {
+	case tokenRest:
+		n.rest = append(n.rest, route)
+		return
+	case tokenOne:
+		if n.one == nil {
+			n.one = &trieNode{}
+		}
+		child = n.one
+	default:
+		if child = n.tokens[tok.text]; child == nil {
+			child = &trieNode{}
+			if n.tokens == nil {
+				n.tokens = map[string]*trieNode{}
+			}
+			n.tokens[tok.text] = child
+		}
+	}
+	child.insert(tokens[1:], route, tail)
 }
 
 // next returns the first route behind another one (-1: of all) that takes a subject; noRoute if there is none.
 func (t *trie) next(subject string, offs []int, after int32) int32 {
-	return t.root.next(subject, offs, 0, after, noRoute)
+	return t.root.next(subject, offs, after, noRoute)
 }
 
-func (n *trieNode) next(subject string, offs []int, level int, after, best int32) int32 {
-	if n.max <= after+1 || n.min >= best {
+// next looks below a node, where subject tokens from the first of offs on are left.
+func (n *trieNode) next(subject string, offs []int, after, best int32) int32 {
+	if n.max <= after || n.min >= best || n.kind == nodeEmpty {
 		return best
 	}
-	if level == len(offs)-1 {
+	if n.kind == nodeLeaf {
+		if n.min > after && takes(n.tail, subject, offs) {
+			return n.min
+		}
+		return best
+	}
+	if len(offs) == 1 {
 		return min(best, above(n.ends, after))
 	}
 	best = min(best, above(n.rest, after))
 	if n.tokens != nil {
-		if child := n.tokens[subject[offs[level]:offs[level+1]-1]]; child != nil {
-			best = child.next(subject, offs, level+1, after, best)
+		if child := n.tokens[subject[offs[0]:offs[1]-1]]; child != nil {
+			best = child.next(subject, offs[1:], after, best)
 		}
 	}
 	if n.one != nil {
-		best = n.one.next(subject, offs, level+1, after, best)
+		best = n.one.next(subject, offs[1:], after, best)
 	}
 	return best
+}
+
+// takes reports whether a pattern's tokens take the tokens that are left.
+func takes(tokens []token, subject string, offs []int) bool {
+	for i := range tokens {
+		if i+1 >= len(offs) {
+			return false
+		}
+		switch t := &tokens[i]; t.kind {
+		case tokenRest:
+			return true
+		case tokenText:
+			if subject[offs[i]:offs[i+1]-1] != t.text {
+				return false
+			}
+		}
+	}
+	return len(tokens) == len(offs)-1
 }
 
 // above is the first number of a sorted list that is greater than another; noRoute if none is.
@@ -99,7 +169,13 @@ func (t *trie) cover(p *pattern, before int32, ok func(int32) bool) int32 {
 }
 
 func (n *trieNode) cover(tokens []token, before int32, ok func(int32) bool) int32 {
-	if n.min >= before {
+	if n.kind == nodeEmpty || n.min >= before {
+		return noRoute
+	}
+	if n.kind == nodeLeaf {
+		if covers(n.tail, tokens) && ok(n.min) {
+			return n.min
+		}
 		return noRoute
 	}
 	first := func(list []int32) int32 {
@@ -127,6 +203,21 @@ func (n *trieNode) cover(tokens []token, before int32, ok func(int32) bool) int3
 		best = min(best, child.cover(tokens[1:], before, ok))
 	}
 	return best
+}
+
+// covers reports whether everything that b takes, a takes too.
+func covers(a, b []token) bool {
+	for i, t := range a {
+		switch {
+		case t.kind == tokenRest:
+			return i < len(b)
+		case i >= len(b) || b[i].kind == tokenRest:
+			return false
+		case t.kind == tokenText && (b[i].kind != tokenText || b[i].text != t.text):
+			return false
+		}
+	}
+	return len(a) == len(b)
 }
 
 // matcher has the routes that messages of one source may match.
