@@ -20,7 +20,7 @@ const (
 // Compile checks routes and makes a Table of them. The error joins a *FieldError
 // for every mistake found, with paths such as "routes[2].device".
 func Compile(routes []Route, o TableOptions) (*Table, error) {
-	c := &compiler{o: o, names: map[string]int{}, seen: map[string]bool{}, actions: map[string]*action{}, captures: map[string][]capture{}}
+	c := &compiler{o: o, names: map[string]int{}, seen: map[string]bool{}, actions: map[string]*action{}}
 	if c.o.Name == "" {
 		c.o.Name = defaultName
 	}
@@ -41,20 +41,22 @@ func Compile(routes []Route, o TableOptions) (*Table, error) {
 	for _, tmpl := range o.Templates {
 		t.templates = append(t.templates, tmpl.Name)
 	}
+	t.routes = make([]route, len(routes))
 	for i := range routes {
-		t.routes = append(t.routes, c.route(i, &routes[i]))
+		c.route(&t.routes[i], i, &routes[i])
 	}
 	if len(c.errs) > 0 {
 		return nil, errors.Join(c.errs...)
 	}
-	for _, r := range t.routes {
-		if r.core {
+	for i := range t.routes {
+		if r := &t.routes[i]; r.core {
 			t.sources[""] = &matcher{}
 		} else if r.stream != "" {
 			t.sources[r.stream] = &matcher{}
 		}
 	}
-	for i, r := range t.routes {
+	for i := range t.routes {
+		r := &t.routes[i]
 		if r.core || r.stream != "" {
 			t.sources[r.stream].add(r, int32(i))
 			continue
@@ -75,9 +77,7 @@ type compiler struct {
 	path  string
 	seen  map[string]bool // places in templates that have had their error
 
-	// What routes share: see action, and the captures that go with it.
-	actions  map[string]*action
-	captures map[string][]capture
+	actions map[string]*action // what routes share
 }
 
 func (c *compiler) fail(path string, err error) {
@@ -89,11 +89,11 @@ func (c *compiler) bad(field, format string, args ...any) {
 	c.fail(c.path+"."+field, fmt.Errorf(format, args...))
 }
 
-func (c *compiler) route(i int, rule *Route) *route {
+func (c *compiler) route(r *route, i int, rule *Route) {
 	c.path = fmt.Sprintf("routes[%d]", i)
 	copied := *rule
 	copied.Allow, copied.Deny = slices.Clone(rule.Allow), slices.Clone(rule.Deny)
-	r := &route{name: rule.Name, drop: rule.Drop, also: rule.Also, rest: rule.Default, rule: &copied}
+	*r = route{name: rule.Name, also: rule.Also, rest: rule.Default, definition: &definition{drop: rule.Drop, rule: &copied}}
 	if r.name == "" {
 		r.name = fmt.Sprintf("route-%d", i+1)
 	}
@@ -119,7 +119,7 @@ func (c *compiler) route(i int, rule *Route) *route {
 	if p == nil {
 		p = &pattern{} // the rest is still checked
 	}
-	r.pattern, r.captures = p, c.sameCaptures(p.captures)
+	r.pattern, r.action = p, &action{captures: p.captures, drops: rule.Drop != ""}
 	c.source(r, rule)
 	if rule.When != "" && err == nil {
 		var werr error
@@ -129,43 +129,28 @@ func (c *compiler) route(i int, rule *Route) *route {
 	}
 	if rule.Drop != "" {
 		c.dropOnly(rule)
-		return r
+		return
 	}
 	if err != nil {
-		r.action = &action{}
 		c.deliver(r, &copied, p, false)
-		return r
+		return
 	}
 	key := sameAction(&copied, p)
-	if r.action = c.actions[key]; r.action == nil {
-		r.action = &action{}
+	if same := c.actions[key]; same != nil {
+		r.action = same
+	} else {
 		before := len(c.errs)
 		if c.deliver(r, &copied, p, true); len(c.errs) == before { // else let the next one have its errors too
 			c.actions[key] = r.action
 		}
 	}
-	return r
 }
 
 // sameAction is the same for two rules if and only if they make the same of a message.
 func sameAction(rule *Route, p *pattern) string {
 	same := *rule
 	same.Name, same.Subject, same.Stream, same.Source, same.When, same.Also, same.Default = "", "", "", "", "", false, false
-	names := make([]string, len(p.captures))
-	for i := range p.captures {
-		names[i] = p.captures[i].name
-	}
-	return fmt.Sprintf("%q %#v", names, same)
-}
-
-// sameCaptures returns the one copy of a list of captures.
-func (c *compiler) sameCaptures(list []capture) []capture {
-	key := fmt.Sprint(list)
-	if same, ok := c.captures[key]; ok {
-		return same
-	}
-	c.captures[key] = list
-	return list
+	return fmt.Sprintf("%v %#v", p.captures, same)
 }
 
 func checkRouteName(name string) error {

@@ -62,7 +62,8 @@ func (t *Table) Explain(in *Input) *Explanation {
 		if rest && taken == "" && len(x.Results) > 0 {
 			taken = x.Results[0].Route
 		}
-		for i, r := range t.routes {
+		for i := range t.routes {
+			r := &t.routes[i]
 			if r.rest != rest {
 				continue
 			}
@@ -105,7 +106,7 @@ func (t *Table) try(r *route, s *cloudScope, x *Explanation, tried *Tried) bool 
 	}
 	tried.Matched = true
 	x.Results = t.apply(r, s, x.Results)
-	if r.drop == "" {
+	if !r.drops {
 		s.target = firstTarget(x.Results, r.name)
 		tried.Values = r.values(s)
 	}

@@ -12,7 +12,7 @@ import (
 // Table is a compiled list of routes. It is immutable: all methods are safe for concurrent use.
 type Table struct {
 	name     string
-	routes   []*route            // all, in order
+	routes   []route             // all, in order
 	sources  map[string]*matcher // what a stream's messages ("": core NATS) may match
 	anywhere *matcher            // what messages of any other stream may match: drops that name no source
 	hubs     map[string]HubOptions
@@ -25,21 +25,27 @@ type Table struct {
 // route is a Route, compiled.
 type route struct {
 	*action
-	name     string
-	captures []capture
-	when     *condition // nil: always
-	also     bool
-	rest     bool // default: for what no other route took
-	core     bool
-	drop     string
-	stream   string
-	pattern  *pattern
-	rule     *Route
+	name string
+	when *condition // nil: always
+	also bool
+	rest bool // default: for what no other route took
+	core bool
+	*definition
+}
+
+// definition is what of a route its messages need not look at.
+type definition struct {
+	drop    string
+	stream  string
+	pattern *pattern
+	rule    *Route
 }
 
 // action is what a route makes of a message. Routes that differ in their subjects and names
 // alone share one: it is compiled once, and near when it is needed.
 type action struct {
+	captures  []capture
+	drops     bool // and the rest is not set
 	hub       string
 	chooseHub *template // or an expression
 	device    *template
@@ -83,13 +89,22 @@ type cloudScope struct {
 	decoded bool
 	jsonErr error
 	m       machine
+	text    string // the payload, once it was asked for
 	asking  bool   // a condition is being evaluated
 	target  string // the device that is sent to
 }
 
 func (s *cloudScope) reset() {
-	clear(s.m.env) // the message is the caller's again
+	s.m.forget() // the message is the caller's again
 	*s = cloudScope{offs: s.offs[:0], m: s.m}
+}
+
+// payload is the body as text, of which one copy is enough.
+func (s *cloudScope) payload() string {
+	if s.text == "" {
+		s.text = string(s.in.Payload)
+	}
+	return s.text
 }
 
 func (s *cloudScope) machine() *machine { return &s.m }
@@ -105,7 +120,7 @@ func (s *cloudScope) ref(r *ref) (string, bool) {
 	case refStream:
 		return s.in.Stream, s.in.Stream != ""
 	case refPayload:
-		return string(s.in.Payload), true
+		return s.payload(), true
 	case refTarget:
 		return s.target, true
 	case refEvent:
@@ -129,7 +144,7 @@ func (s *cloudScope) name(id string) (any, error) {
 		}
 		return s.header, nil
 	case "payload":
-		return string(s.in.Payload), nil
+		return s.payload(), nil
 	case "json":
 		if !s.decoded {
 			s.json, s.jsonErr = decodeJSON(s.in.Payload)
@@ -198,7 +213,7 @@ func (t *Table) walk(routes *trie, s *cloudScope) []Result {
 		if i = routes.next(s.in.Subject, s.offs, i); i == noRoute {
 			return results
 		}
-		r := t.routes[i]
+		r := &t.routes[i]
 		s.route = r
 		takes, err := r.takes(s)
 		switch {
@@ -239,7 +254,7 @@ func (t *Table) undecided(r *route, s *cloudScope, err *RouteError) Result {
 // apply adds what a route that matches makes of the message.
 func (t *Table) apply(r *route, s *cloudScope, results []Result) []Result {
 	switch {
-	case r.drop != "":
+	case r.drops:
 		return append(results, Result{Route: r.name, Drop: r.drop})
 	case r.devices != nil:
 		return t.several(r, s, results)

@@ -169,7 +169,7 @@ func compileAs(s string, side *side, single func(ast.Node) error) (*template, er
 			return nil, fmt.Errorf("{%s}: %w", p.text, err)
 		}
 		c.splice = p.splice
-		for _, id := range c.prog.idents {
+		for _, id := range c.prog.reads {
 			t.idents[id] = true
 		}
 		t.parts = append(t.parts, c)

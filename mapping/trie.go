@@ -9,40 +9,79 @@ import (
 // trie finds the routes whose subjects take a subject, in a time that depends on
 // the subject's depth and not on how many routes there are. Routes are numbers,
 // and a lower one goes first.
+//
+// With very many routes nearly all of the time goes into memory that is not in the
+// processor's caches. So what has one route only is no node but stands in its
+// parent, and what routes have in common is kept once.
 type trie struct {
-	root  trieNode
-	tails map[string][]token
+	root  trieEdge
+	tails map[string]*[]token
+	texts strings.Builder
 }
 
-// trieNode is where the subjects of some routes have come to. Most have one route
-// only, which then waits here with what is left of its subject.
+// trieEdge leads to a node, or to one route and what is left of its subject. The
+// zero value leads nowhere.
+type trieEdge struct {
+	node  *trieNode
+	tail  *[]token // shared
+	route int32
+}
+
 type trieNode struct {
-	kind   nodeKind
-	min    int32 // of the routes at and below the node; a leaf's is its route
-	max    int32
-	tail   []token // of a leaf
-	tokens map[string]*trieNode
-	one    *trieNode // a capture or *: any token
-	ends   []int32   // routes whose subject ends here, in order
-	rest   []int32   // routes that take one token or more from here
+	min, max int32 // of the routes below
+	tokens   map[string]trieEdge
+	one      trieEdge // a capture or *: any token
+	ends     []int32  // routes whose subject ends here, in order
+	rest     []int32  // routes that take one token or more from here
 }
-
-type nodeKind uint8
-
-const (
-	nodeEmpty nodeKind = iota
-	nodeLeaf
-	nodeInner
-)
 
 const noRoute = math.MaxInt32
 
 // insert adds a route; they come in order.
-func (t *trie) insert(p *pattern, route int32) { t.root.insert(p.tokens, route, t.tail) }
+func (t *trie) insert(p *pattern, route int32) { t.add(&t.root, p.tokens, route) }
 
-// tail returns the one copy of a list of tokens: thousands of routes end alike, and
-// what they share is near when it is needed.
-func (t *trie) tail(tokens []token) []token {
+func (t *trie) add(e *trieEdge, tokens []token, route int32) {
+	switch {
+	case e.node != nil:
+	case e.tail == nil:
+		e.tail, e.route = t.tail(tokens), route
+		return
+	default:
+		tail, first := *e.tail, e.route
+		*e = trieEdge{node: &trieNode{min: first}}
+		t.push(e.node, tail, first)
+	}
+	t.push(e.node, tokens, route)
+}
+
+// push adds a route below a node.
+func (t *trie) push(n *trieNode, tokens []token, route int32) {
+	n.max = route
+	if len(tokens) == 0 {
+		n.ends = append(n.ends, route)
+		return
+	}
+	switch tok := &tokens[0]; tok.kind {
+	case tokenRest:
+		n.rest = append(n.rest, route)
+	case tokenOne:
+		t.add(&n.one, tokens[1:], route)
+	default:
+		child, known := n.tokens[tok.text]
+		text := tok.text
+		if !known {
+			text = t.text(text)
+		}
+		t.add(&child, tokens[1:], route)
+		if n.tokens == nil {
+			n.tokens = map[string]trieEdge{}
+		}
+		n.tokens[text] = child
+	}
+}
+
+// tail returns the one copy of a list of tokens.
+func (t *trie) tail(tokens []token) *[]token {
 	var key strings.Builder
 	for _, tok := range tokens {
 		key.WriteByte(byte(tok.kind))
@@ -50,55 +89,26 @@ func (t *trie) tail(tokens []token) []token {
 		key.WriteByte('.')
 	}
 	if t.tails == nil {
-		t.tails = map[string][]token{}
+		t.tails = map[string]*[]token{}
 	}
-	if shared, ok := t.tails[key.String()]; ok {
-		return shared
+	shared, ok := t.tails[key.String()]
+	if !ok {
+		shared = &tokens
+		t.tails[key.String()] = shared
 	}
-	t.tails[key.String()] = tokens
-	return tokens
+	return shared
 }
 
-func (n *trieNode) insert(tokens []token, route int32, tail func([]token) []token) {
-	switch n.kind {
-	case nodeEmpty:
-		n.kind, n.min, n.max, n.tail = nodeLeaf, route, route, tail(tokens)
-		return
-	case nodeLeaf:
-		first := n.tail
-		n.kind, n.tail = nodeInner, nil
-		n.push(first, n.min, tail)
+// text returns a copy that stands beside those of the other routes, not in the middle of a subject.
+func (t *trie) text(s string) string {
+	const chunk = 64 << 10
+	if t.texts.Cap()-t.texts.Len() < len(s) {
+		t.texts = strings.Builder{}
+		t.texts.Grow(max(chunk, len(s)))
 	}
-	n.max = route
-	n.push(tokens, route, tail)
-}
-
-// push adds a route below an inner node.
-func (n *trieNode) push(tokens []token, route int32, tail func([]token) []token) {
-	if len(tokens) == 0 {
-		n.ends = append(n.ends, route)
-		return
-	}
-	var child *trieNode
-	switch tok := &tokens[0]; tok.kind {
-	case tokenRest:
-		n.rest = append(n.rest, route)
-		return
-	case tokenOne:
-		if n.one == nil {
-			n.one = &trieNode{}
-		}
-		child = n.one
-	default:
-		if child = n.tokens[tok.text]; child == nil {
-			child = &trieNode{}
-			if n.tokens == nil {
-				n.tokens = map[string]*trieNode{}
-			}
-			n.tokens[tok.text] = child
-		}
-	}
-	child.insert(tokens[1:], route, tail)
+	begin := t.texts.Len()
+	t.texts.WriteString(s)
+	return t.texts.String()[begin:]
 }
 
 // next returns the first route behind another one (-1: of all) that takes a subject; noRoute if there is none.
@@ -106,15 +116,16 @@ func (t *trie) next(subject string, offs []int, after int32) int32 {
 	return t.root.next(subject, offs, after, noRoute)
 }
 
-// next looks below a node, where subject tokens from the first of offs on are left.
-func (n *trieNode) next(subject string, offs []int, after, best int32) int32 {
-	if n.max <= after || n.min >= best || n.kind == nodeEmpty {
+// next looks behind an edge, where the subject's tokens from the first of offs on are left.
+func (e *trieEdge) next(subject string, offs []int, after, best int32) int32 {
+	n := e.node
+	if n == nil {
+		if e.tail != nil && e.route > after && e.route < best && takes(*e.tail, subject, offs) {
+			return e.route
+		}
 		return best
 	}
-	if n.kind == nodeLeaf {
-		if n.min > after && takes(n.tail, subject, offs) {
-			return n.min
-		}
+	if n.max <= after || n.min >= best {
 		return best
 	}
 	if len(offs) == 1 {
@@ -122,14 +133,11 @@ func (n *trieNode) next(subject string, offs []int, after, best int32) int32 {
 	}
 	best = min(best, above(n.rest, after))
 	if n.tokens != nil {
-		if child := n.tokens[subject[offs[0]:offs[1]-1]]; child != nil {
+		if child, ok := n.tokens[subject[offs[0]:offs[1]-1]]; ok {
 			best = child.next(subject, offs[1:], after, best)
 		}
 	}
-	if n.one != nil {
-		best = n.one.next(subject, offs[1:], after, best)
-	}
-	return best
+	return n.one.next(subject, offs[1:], after, best)
 }
 
 // takes reports whether a pattern's tokens take the tokens that are left.
@@ -168,14 +176,15 @@ func (t *trie) cover(p *pattern, before int32, ok func(int32) bool) int32 {
 	return t.root.cover(p.tokens, before, ok)
 }
 
-func (n *trieNode) cover(tokens []token, before int32, ok func(int32) bool) int32 {
-	if n.kind == nodeEmpty || n.min >= before {
+func (e *trieEdge) cover(tokens []token, before int32, ok func(int32) bool) int32 {
+	n := e.node
+	if n == nil {
+		if e.tail != nil && e.route < before && covers(*e.tail, tokens) && ok(e.route) {
+			return e.route
+		}
 		return noRoute
 	}
-	if n.kind == nodeLeaf {
-		if covers(n.tail, tokens) && ok(n.min) {
-			return n.min
-		}
+	if n.min >= before {
 		return noRoute
 	}
 	first := func(list []int32) int32 {
@@ -196,11 +205,11 @@ func (n *trieNode) cover(tokens []token, before int32, ok func(int32) bool) int3
 	if tokens[0].kind == tokenRest {
 		return best
 	}
-	if n.one != nil {
-		best = min(best, n.one.cover(tokens[1:], before, ok))
-	}
-	if child := n.tokens[tokens[0].text]; tokens[0].kind == tokenText && child != nil {
-		best = min(best, child.cover(tokens[1:], before, ok))
+	best = min(best, n.one.cover(tokens[1:], before, ok))
+	if tokens[0].kind == tokenText {
+		if child, known := n.tokens[tokens[0].text]; known {
+			best = min(best, child.cover(tokens[1:], before, ok))
+		}
 	}
 	return best
 }
