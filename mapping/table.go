@@ -385,8 +385,21 @@ func (t *Table) fill(e *Envelope, props []Property, r *route, s *cloudScope, dev
 	if len(b.props) > 0 {
 		e.Properties = b.props
 	}
-	if n := e.Size(); n > MaxMessageSize {
+	return checkSize(e)
+}
+
+// checkSize refuses before the wire what can never get to its device.
+func checkSize(e *Envelope) *RouteError {
+	n := e.Size()
+	if n > MaxMessageSize {
 		return tooLarge(n)
+	}
+	if n-len(e.Body) < MaxTopic/6 { // at most five bytes for one, and some hundred for all
+		return nil
+	}
+	if n := e.TopicSize(); n > MaxTopic {
+		return &RouteError{Field: "message", Reason: ReasonTooLarge,
+			Err: fmt.Errorf("has properties that make an MQTT topic of %d bytes; a topic has at most %d", n, MaxTopic)}
 	}
 	return nil
 }
