@@ -89,10 +89,10 @@ func (t *Table) try(r *route, s *cloudScope, x *Explanation, tried *Tried) bool 
 	s.route = r
 	tried.Captures = r.captured(s)
 	if r.when != nil {
-		tried.Condition = &Value{Field: "when", Expression: r.rule.When}
+		tried.Condition = &Value{Field: "when", Expression: oneLine(r.rule.When)}
 		takes, err := r.takes(s)
 		if err != nil {
-			tried.Condition.Err = strings.TrimPrefix(err.Err.Error(), "{"+r.rule.When+"}: ")
+			tried.Condition.Err = strings.TrimPrefix(err.Err.Error(), "{"+oneLine(r.rule.When)+"}: ")
 			tried.Matched = true
 			x.Results = append(x.Results, t.undecided(r, s, err))
 			return true

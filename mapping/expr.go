@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/expr-lang/expr"
 	"github.com/expr-lang/expr/ast"
@@ -110,7 +111,8 @@ func compileExpr(src string, s *side, want func(ast.Node) error) (p part, err er
 	if !ok {
 		p.kind = partExpr
 	}
-	p.text, p.prog = src, &program{src: src, reads: seen.idents}
+	p.text = oneLine(src)
+	p.prog = &program{src: p.text, reads: seen.idents}
 	if !ok {
 		p.prog.prog = prog
 		p.prog.idents, p.prog.keyed = seen.keyed()
@@ -134,6 +136,16 @@ func compileError(err error, s *side) error {
 		msg += `; parenthesise it, as in (a ?? "b") + c`
 	}
 	return fmt.Errorf("at character %d: %s", fe.Column+1, msg)
+}
+
+// oneLine is an expression's source as messages show it.
+func oneLine(src string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, src)
 }
 
 func firstLine(s string) string {
