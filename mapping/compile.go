@@ -402,7 +402,7 @@ func (c *compiler) device(r *route) {
 }
 
 func (c *compiler) needsAllow(r *route, field string, t *template) {
-	for _, id := range []string{"header", "payload", "json"} {
+	for _, id := range []string{"header", "payload", "json", "cloudevent"} {
 		if t.idents[id] && len(r.allow) == 0 {
 			c.bad("allow", `is missing: %s depends on %s, which the publisher chooses; list the devices that the route may reach, such as allow: ["berlin-*"], or ["*"] for all`, field, id)
 			break
