@@ -103,6 +103,7 @@ func New(o Options) (*Bridge, error) {
 	}
 	b.ledger = newLedger(o, b.metrics, b.recent, b.log)
 	b.parker = newParker(o.Mailbox, b.log)
+	b.ledger.find = b.parker.find
 	for _, s := range o.Sources {
 		if own, ok := s.(Owned); ok {
 			b.owned[s.Name()] = own
@@ -202,6 +203,11 @@ func (b *Bridge) restore(ctx context.Context, own Owned, stream string) bool {
 	if b.parker.mailbox == nil {
 		return true
 	}
+	for b.parkingOrphans() { // what is on its way into the mailbox must be listed, too
+		if !sleep(ctx, orphanPoll) {
+			return false
+		}
+	}
 	pause := newBackoff(retryFirst, retryMax)
 	for warned := false; ; {
 		boxes, err := b.parker.mailbox.Boxes(ctx, stream)
@@ -220,6 +226,21 @@ func (b *Bridge) restore(ctx context.Context, own Owned, stream string) bool {
 			return true // Receive says so
 		}
 	}
+}
+
+const orphanPoll = 20 * time.Millisecond
+
+// parkingOrphans reports whether a message of a source that we lost is still being parked.
+func (b *Bridge) parkingOrphans() bool {
+	for _, h := range b.hubs {
+		h.mu.Lock()
+		n := h.orphans
+		h.mu.Unlock()
+		if n > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (b *Bridge) adopt(boxes []Box) {

@@ -24,8 +24,10 @@ type hub struct {
 	lanes    map[laneKey]*lane
 	busy     map[string][]*lane // by device with a message in flight: its lanes, of other streams, that wait for that
 	ready    levels
-	solo     fifo // lanes whose head must be alone on the link
-	alone    bool // such a head is in flight
+	ending   map[uint64]struct{} // entries of the mailbox that have their fate and are being deleted
+	orphans  int                 // lanes of a lost source that are being parked
+	solo     fifo                // lanes whose head must be alone on the link
+	alone    bool                // such a head is in flight
 	inFlight int
 	window   int
 	gate     gate
@@ -53,6 +55,7 @@ func newHub(o HubOptions, b *Bridge) *hub {
 		log:     b.log.With("hub", o.Name),
 		lanes:   make(map[laneKey]*lane),
 		busy:    make(map[string][]*lane),
+		ending:  make(map[uint64]struct{}),
 		window:  window,
 		gate:    newGate(),
 		budget:  newBudget(o.Pace),
@@ -555,6 +558,9 @@ func (h *hub) disown(stream string) {
 			continue
 		}
 		l.orphan = true
+		if l.parking {
+			h.orphans++
+		}
 		h.probes.forget(l)
 		h.release(l)
 		delete(h.lanes, key)

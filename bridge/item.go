@@ -23,6 +23,8 @@ type item struct {
 	// send, or the mailbox that has stored it. Only the first one settles it there.
 	left  atomic.Bool
 	entry atomic.Uint64 // in the mailbox; set before left is
+	// doubtful: an append of it failed, and may have stored it all the same.
+	doubtful atomic.Bool
 
 	// The hub's mutex guards these.
 	flying     bool // in flight

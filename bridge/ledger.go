@@ -23,6 +23,8 @@ type closing struct {
 	of      *held  // the source's message; nil: none, or somebody else settles it
 	entry   uint64 // of the mailbox; 0: none
 	item    *item  // nil: it never got to a lane
+	hub     *hub   // of the entry
+	box     *Box   // where it may be besides, by an append that seemed to fail; nil: nowhere
 	letter  *DeadLetter
 	receipt Receipt
 	told    *Correlation // whom the receipt goes to; nil: nobody asked for one
@@ -40,6 +42,7 @@ type ledger struct {
 	mailbox  Mailbox
 	metrics  *metrics
 	recent   *recent
+	find     func(context.Context, Box, *item) (uint64, error)
 	log      *slog.Logger
 	crew     *crew[*closing]
 }
@@ -52,7 +55,7 @@ func newLedger(o Options, m *metrics, r *recent, log *slog.Logger) *ledger {
 
 // conclude takes a fate on; it never blocks. What needs no storing is settled at once.
 func (g *ledger) conclude(ctx context.Context, c closing) {
-	if c.letter == nil && c.entry == 0 && c.told == nil {
+	if c.letter == nil && c.entry == 0 && c.told == nil && c.box == nil {
 		g.settled(&c)
 		return
 	}
@@ -95,6 +98,13 @@ func (g *ledger) store(ctx context.Context, c *closing) error {
 		}
 		c.receipted = true
 	}
+	if c.box != nil && c.entry == 0 {
+		entry, err := g.find(ctx, *c.box, c.item)
+		if err != nil {
+			return err
+		}
+		c.entry, c.box = entry, nil
+	}
 	if c.entry > 0 {
 		return g.mailbox.Delete(ctx, c.entry)
 	}
@@ -103,6 +113,11 @@ func (g *ledger) store(ctx context.Context, c *closing) error {
 
 // settled is for a fate that is durable.
 func (g *ledger) settled(c *closing) {
+	if c.hub != nil {
+		c.hub.mu.Lock()
+		delete(c.hub.ending, c.entry)
+		c.hub.mu.Unlock()
+	}
 	switch {
 	case c.of != nil:
 		c.of.resolve(c.receipt)
@@ -165,11 +180,17 @@ func (h *hub) end(it *item, status string, letter *DeadLetter) {
 		told := it.correlation(h.name)
 		c.told = &told
 	}
+	if it.doubtful.Load() {
+		c.box = &Box{Hub: h.name, Device: it.envelope.Device, Stream: it.message.Stream}
+	}
 	if it.leave() {
 		h.room.leave()
 		c.of = it.of
-	} else {
-		c.entry = it.entry.Load()
+	} else if c.entry = it.entry.Load(); c.entry > 0 {
+		c.hub = h
+		h.mu.Lock()
+		h.ending[c.entry] = struct{}{}
+		h.mu.Unlock()
 	}
 	h.bridge.ledger.conclude(h.bridge.sendCtx, c)
 }

@@ -56,6 +56,9 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 	it := l.unparked()
 	if it == nil || h.draining || l.orphan || ctx.Err() != nil {
 		l.parking = false
+		if l.orphan {
+			h.orphans--
+		}
 		h.list(l)
 		h.tidy(l)
 		h.dispatch()
@@ -65,7 +68,7 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 	parcel := it.parcel()
 	h.mu.Unlock()
 
-	repeat, err := p.append(ctx, h, l, it, parcel)
+	gone, err := p.append(ctx, h, l, it, parcel)
 	switch {
 	case errors.Is(err, ErrUnstorable):
 		h.mu.Lock()
@@ -74,7 +77,14 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		h.log.Warn("a message that waits is too large for the mailbox and stays at its source", "device_id", l.key.device, "route", it.envelope.Route, "err", err)
 		return true, nil
 	case err != nil:
-		return true, fmt.Errorf("park: %w", err)
+		it.doubtful.Store(true)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if l.orphan {
+			l.parking = false
+			h.orphans--
+		}
+		return l.parking, fmt.Errorf("park: %w", err)
 	}
 
 	it.entry.Store(parcel.Entry)
@@ -85,7 +95,7 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 	}
 	h.mu.Lock()
 	if won {
-		p.parked(h, l, it, repeat)
+		p.parked(h, l, it, gone)
 	}
 	h.list(l)
 	h.dispatch()
@@ -94,45 +104,53 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		// It has had its fate meanwhile.
 		h.bridge.ledger.add(h.bridge.sendCtx, closing{entry: parcel.Entry})
 	}
-	if key := it.envelope.Coalesce; key != "" && won && !repeat {
+	if key := it.envelope.Coalesce; key != "" && won && !gone {
 		return true, p.replace(ctx, h, l, key, parcel.Entry)
 	}
 	return true, nil
 }
 
-// parked notes that the item's home is the mailbox. The caller holds mu.
-func (p *parker) parked(h *hub, l *lane, it *item, repeat bool) {
+// parked notes that the item's home is the mailbox, or (gone) that it has had its
+// fate there. The caller holds mu.
+func (p *parker) parked(h *hub, l *lane, it *item, gone bool) {
 	if len(l.tail) > 0 && l.tail[0] == it {
 		l.drop(it)
-		if !repeat {
+		if !gone {
 			l.stored++
+			l.above = min(l.above, it.entry.Load()-1)
 		}
 		return
 	}
 	h.bridge.metrics.restored() // it stays in memory, a head
 }
 
-// append stores the parcel. A message that its source delivers again, for a box
-// that another process has filled, may be there since long: then it is looked for.
-func (p *parker) append(ctx context.Context, h *hub, l *lane, it *item, parcel *Parcel) (repeat bool, err error) {
+// append stores the parcel and sets its entry. What was stored before, by an append
+// whose answer got lost or by another process, is looked for; gone: it was there and
+// has had its fate.
+func (p *parker) append(ctx context.Context, h *hub, l *lane, it *item, parcel *Parcel) (gone bool, err error) {
+	box := l.box(h.name)
 	if it.of.again() && l.inherited {
-		found, err := p.find(ctx, l.box(h.name), it)
-		if found || err != nil {
-			return found, err
+		if parcel.Entry, err = p.find(ctx, box, it); parcel.Entry > 0 || err != nil {
+			return false, err
 		}
 	}
-	return p.mailbox.Append(ctx, parcel)
+	repeat, err := p.mailbox.Append(ctx, parcel)
+	if !repeat || err != nil {
+		return false, err
+	}
+	parcel.Entry, err = p.find(ctx, box, it)
+	return parcel.Entry == 0, err
 }
 
-// find reports whether the item's message is in the box. A box is in the order of
-// its stream, so halving the range finds it in few reads.
-func (p *parker) find(ctx context.Context, b Box, it *item) (bool, error) {
+// find returns the entry of the item's message in the box; 0: it is not there. A box is
+// in the order of its stream, so halving the range finds it in few reads.
+func (p *parker) find(ctx context.Context, b Box, it *item) (uint64, error) {
 	seq := it.message.Sequence
 	low, high := uint64(0), uint64(1) // of the mailbox: what stands at low or before it is older
 	for {
 		q, err := p.mailbox.Next(ctx, b, high)
 		if err != nil {
-			return false, err
+			return 0, err
 		}
 		if q == nil || q.Message.Sequence >= seq {
 			break
@@ -144,7 +162,7 @@ func (p *parker) find(ctx context.Context, b Box, it *item) (bool, error) {
 		q, err := p.mailbox.Next(ctx, b, middle)
 		switch {
 		case err != nil:
-			return false, err
+			return 0, err
 		case q == nil || q.Message.Sequence >= seq:
 			high = middle
 		default:
@@ -155,10 +173,10 @@ func (p *parker) find(ctx context.Context, b Box, it *item) (bool, error) {
 	for {
 		q, err := p.mailbox.Next(ctx, b, low)
 		if err != nil || q == nil || q.Message.Sequence != seq {
-			return false, err
+			return 0, err
 		}
 		if q.Envelope.Route == it.envelope.Route && q.Message.Time.Equal(it.message.Time) {
-			return true, nil
+			return q.Entry, nil
 		}
 		low = q.Entry
 	}
@@ -248,6 +266,9 @@ func (h *hub) takeUp(l *lane, entry uint64) bool {
 	l.above, l.due = entry, time.Time{}
 	if _, gone := l.gone[entry]; gone {
 		delete(l.gone, entry)
+		return false
+	}
+	if _, ending := h.ending[entry]; ending {
 		return false
 	}
 	if l.stored > 0 {

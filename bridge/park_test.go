@@ -125,7 +125,8 @@ func TestKilledAtEachStep(t *testing.T) {
 	}
 }
 
-// Processes are killed at random, again and again, and each successor comes so late that the mailbox
+// Processes are killed at random, again and again, lose their source for a moment, and get errors for
+// what was stored; and each successor comes so late that the mailbox
 // recognises no repeated append by its ID.
 func TestKilledAtRandom(t *testing.T) {
 	for seed := range uint64(60) {
@@ -146,6 +147,7 @@ func TestKilledAtRandom(t *testing.T) {
 				w.publish("cmd."+d, fmt.Sprintf("%04d", i))
 			}
 			w.full["d0"], w.full["d1"] = true, true
+			w.flaky = func() bool { return seed%2 == 1 && rnd.IntN(30) == 0 }
 			p := w.run(t)
 			for tick := 0; w.unacked() > 0 || w.boxed() > 0; tick++ {
 				if tick%50 == 0 {
@@ -156,6 +158,8 @@ func TestKilledAtRandom(t *testing.T) {
 				dead := p.dead
 				if dead {
 					clear(w.ids)
+				} else if seed%3 == 2 && tick%500 == 499 {
+					p.lose()
 				}
 				w.mu.Unlock()
 				if dead {

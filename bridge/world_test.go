@@ -31,6 +31,7 @@ type world struct {
 	hub      []sent
 	full     map[string]bool // devices without room
 	hubDown  error           // what the hub answers to everything
+	flaky    func() bool     // an append that is stored is answered with an error
 	steps    int             // durable steps of all processes
 	kill     func(step int, name string, after bool) bool
 	killed   []string
@@ -87,6 +88,12 @@ type process struct {
 	next    uint64 // the next message to deliver
 	pending []uint64
 	held    bool
+	told    bool // the source was lost for a moment: Receive says so
+}
+
+// lose takes the source from the process, and gives it back at once.
+func (p *process) lose() {
+	p.told, p.next = true, 1
 }
 
 var errKilled = errors.New("killed")
@@ -162,6 +169,9 @@ func (p *process) Own(ctx context.Context) error {
 	for {
 		p.w.mu.Lock()
 		held := p.held
+		if held {
+			p.told = false
+		}
 		p.w.mu.Unlock()
 		if held {
 			return ctx.Err()
@@ -175,13 +185,14 @@ func (p *process) Own(ctx context.Context) error {
 func (p *process) Held() bool {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
-	return p.held && !p.dead
+	return p.held && !p.dead && !p.told
 }
 
 func (p *process) Receive(ctx context.Context) (Delivery, error) {
 	for {
 		p.w.mu.Lock()
-		if !p.held {
+		if !p.held || p.told {
+			p.told = false
 			p.w.mu.Unlock()
 			return nil, ErrDisowned
 		}
@@ -289,6 +300,10 @@ func (m worldMailbox) Append(ctx context.Context, q *Parcel) (repeat bool, err e
 		copied := *q
 		copied.Entry, q.Entry = w.last, w.last
 		w.entries[w.last] = &copied
+		if w.flaky != nil && w.flaky() {
+			q.Entry = 0
+			return errors.New("no answer from JetStream")
+		}
 		return nil
 	})
 	return repeat, err
