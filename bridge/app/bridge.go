@@ -86,6 +86,7 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	if err != nil {
 		return err
 	}
+	r.freed = engine.Freed
 	a.checks = append(a.checks, engine.Ready)
 	a.statuses["bridge"] = func() any { return engine.Status() }
 	a.parts.add(layerFlows, "bridge", a.afterLookups(engine.Run))
@@ -199,7 +200,7 @@ func routesOf(routes []config.Route, stream string) []string {
 
 func (a *App) buildHubs(c *config.Bridge, r *receipts) ([]bridge.HubOptions, error) {
 	var list []bridge.HubOptions
-	for i, h := range c.Hubs {
+	for _, h := range c.Hubs {
 		o, err := HubOptions(h)
 		if err != nil {
 			return nil, fmt.Errorf("hub %s: %w", h.Name, err)
@@ -222,7 +223,7 @@ func (a *App) buildHubs(c *config.Bridge, r *receipts) ([]bridge.HubOptions, err
 		a.checks = append(a.checks, client.Ready)
 		a.statuses["hub "+h.Name] = func() any { return client.Stats() }
 		a.parts.add(layerClients, "hub "+h.Name, client.Run)
-		if err := a.buildFeedback(h, c.Routes, i == 0, client, r); err != nil {
+		if err := a.buildFeedback(c, h, client, r); err != nil {
 			return nil, err
 		}
 		list = append(list, bridge.HubOptions{Name: h.Name, Sender: client, Window: h.Window, Pace: pace(&h)})

@@ -91,6 +91,7 @@ func (p *problems) bridge(b *Bridge) {
 	}
 	p.starts(b)
 	p.storage(&b.Storage)
+	p.unread(b)
 
 	for i := range b.Routes {
 		p.values("bridge.routes["+itoa(i)+"]", b.Routes[i].Properties)
