@@ -27,6 +27,13 @@ const deadline = 30 * time.Second
 // runApp runs a process with this configuration until the test ends.
 func runApp(t *testing.T, hub *bridgetest.Hub, text string) *app.App {
 	t.Helper()
+	a, _ := startApp(t, hub, text)
+	return a
+}
+
+// startApp is runApp with the first signal.
+func startApp(t *testing.T, hub *bridgetest.Hub, text string) (_ *app.App, stop func()) {
+	t.Helper()
 	c, err := config.Parse("test.yaml", []byte(text))
 	require.NoError(t, err)
 	log := &testLog{t: t}
@@ -37,12 +44,15 @@ func runApp(t *testing.T, hub *bridgetest.Hub, text string) *app.App {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		require.NoError(t, <-ended)
+	})
+	t.Cleanup(func() {
+		stop()
 		log.end()
 	})
-	return a
+	return a, stop
 }
 
 // testLog shows the process's log if the test fails.
@@ -382,6 +392,40 @@ func TestMissingStreamSaysWhatCreatesIt(t *testing.T) {
 	notReady(t, a, "COMMANDS", "nats stream add COMMANDS", "create: true")
 	cloud.CreateStream(t, "COMMANDS", "cmd.>")
 	waitReady(t, a)
+}
+
+// TestMailboxThatCannotBeWrittenShows: what the bridge keeps for itself is not made where it may not be, and one that
+// would lose messages is refused.
+func TestMailboxThatCannotBeWrittenShows(t *testing.T) {
+	cloud, hub := bridgetest.RunNATS(t), bridgetest.RunHub(t, "s-a")
+	text := fmt.Sprintf(bridgeYAML, cloud.URL()) + "  storage: {create: false}\n"
+	b := runApp(t, hub, text)
+	notReady(t, b, "stream DOWNLINK_MAILBOX for the mailbox does not exist: `nats stream add DOWNLINK_MAILBOX --subjects 'downlink.mailbox.>'` or set storage.create: true",
+		"bucket downlink-leases, which says who owns stream COMMANDS, does not exist: `nats kv add downlink-leases --ttl 10s`")
+	stream := cloud.CreateStreamFrom(t, jetstream.StreamConfig{Name: "DOWNLINK_MAILBOX", Subjects: []string{"downlink.mailbox.>"}, MaxAge: time.Hour})
+	notReady(t, b, "its max age of 1h0m0s would delete what waits: `nats stream edit DOWNLINK_MAILBOX --max-age 0`")
+	cfg := stream.CachedInfo().Config
+	cfg.MaxAge = 0
+	_, err := cloud.JetStream(t).UpdateStream(t.Context(), cfg)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return !strings.Contains(b.Ready().Error(), "MAILBOX") }, deadline, 10*time.Millisecond)
+}
+
+// TestStandby: two bridges of one name; the second is ready, and goes on at once when the first one stops.
+func TestStandby(t *testing.T) {
+	cloud, hub := bridgetest.RunNATS(t), bridgetest.RunHub(t, "s-a")
+	text := fmt.Sprintf(bridgeYAML, cloud.URL())
+	first, stop := startApp(t, hub, text)
+	waitReady(t, first)
+	waitReady(t, runApp(t, hub, text))
+	js := cloud.JetStream(t)
+	publish(t, js, &nats.Msg{Subject: "cmd.s.a.x", Data: []byte("1")})
+	require.Eventually(t, func() bool { return len(hub.Queue("s-a")) == 1 }, deadline, time.Millisecond)
+	stop()
+	stopped := time.Now()
+	publish(t, js, &nats.Msg{Subject: "cmd.s.a.x", Data: []byte("2")})
+	require.Eventually(t, func() bool { return len(hub.Queue("s-a")) == 2 }, deadline, time.Millisecond)
+	require.Less(t, time.Since(stopped), 5*time.Second, "the lease did not have to run out")
 }
 
 func TestMissingPermissionIsNamedWithItsRoute(t *testing.T) {

@@ -1,5 +1,5 @@
 // Package natsio is Downlink's NATS side: connections, the JetStream and core
-// sources, the publishers of the edge, dead letters, and the embedded server.
+// sources and who owns them, the publishers of the edge, the mailbox, dead letters, and the embedded server.
 //
 // Three rules explain most of it. JetStream hands out the unacked messages of a
 // dead owner after newer ones, so a source that takes a consumer over waits

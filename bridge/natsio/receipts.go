@@ -121,27 +121,8 @@ func (r *Receipts) Run(ctx context.Context) error {
 		return nil
 	case <-r.first:
 	}
-	reconnected, stop := r.o.Conn.notify()
-	defer stop()
-	retry := newBackOff()
-	for {
-		err := r.ensure(ctx)
-		wait := time.Minute // someone may delete it
-		if err != nil {
-			wait = retry.NextBackOff()
-		} else {
-			retry.Reset()
-		}
-		t := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil
-		case <-reconnected:
-		case <-t.C:
-		}
-		t.Stop()
-	}
+	keepEnsured(ctx, r.o.Conn, r.ensure)
+	return nil
 }
 
 func (r *Receipts) use() {
@@ -180,7 +161,7 @@ func (r *Receipts) ensureOne(ctx context.Context, cfg jetstream.StreamConfig) er
 		if !r.o.Create {
 			return fmt.Errorf("stream %s for receipts does not exist: %s, or set storage.create: true", cfg.Name, addCommand(cfg))
 		}
-		cfg.Replicas = r.replicas(ctx, js)
+		cfg.Replicas = copies{r.o.Replicas, r.o.Sources}.count(ctx, js)
 		err = createStream(ctx, js, cfg)
 	}
 	if err != nil {
@@ -222,19 +203,6 @@ func (r *Receipts) streamConfig() jetstream.StreamConfig {
 		Name: r.Stream(), Subjects: []string{receiptPrefix(r.o.Name) + ">"}, MaxAge: r.o.MaxAge, MaxBytes: r.o.MaxBytes,
 		Discard: jetstream.DiscardNew, AllowDirect: true,
 	}
-}
-
-func (r *Receipts) replicas(ctx context.Context, js jetstream.JetStream) int {
-	n := max(r.o.Replicas, 1)
-	if r.o.Replicas > 0 {
-		return n
-	}
-	for _, source := range r.o.Sources {
-		if s, err := js.Stream(ctx, source); err == nil {
-			n = max(n, s.CachedInfo().Config.Replicas)
-		}
-	}
-	return n
 }
 
 func (r *Receipts) note(err error) {
