@@ -402,7 +402,7 @@ func (c *compiler) device(r *route) {
 }
 
 func (c *compiler) needsAllow(r *route, field string, t *template) {
-	for _, id := range []string{"header", "payload", "json", "cloudevent"} {
+	for _, id := range []string{"header", "headers", "payload", "json", "cloudevent"} {
 		if t.idents[id] && len(r.allow) == 0 {
 			c.bad("allow", `is missing: %s depends on %s, which the publisher chooses; list the devices that the route may reach, such as allow: ["berlin-*"], or ["*"] for all`, field, id)
 			break
@@ -417,6 +417,7 @@ func cloudSide(p *pattern, o TableOptions) *side {
 		env: types.Map{
 			"subject": types.String, "header": types.TypeOf(map[string]any{}), "payload": types.String, "json": types.Any,
 			"stream": types.Any, "sequence": types.Int, "time": types.TypeOf(time.Time{}), "cloudevent": types.TypeOf(map[string]any{}),
+			"headers": types.TypeOf(map[string][]string{}),
 		},
 		simple: map[string]ref{
 			"subject": {kind: refSubject}, "stream": {kind: refStream}, "payload": {kind: refPayload},

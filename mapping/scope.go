@@ -66,6 +66,8 @@ func (s *cloudScope) name(id string) (any, error) {
 			}
 		}
 		return s.header, nil
+	case "headers":
+		return s.in.Header, nil
 	case "payload":
 		return s.payload(), nil
 	case "json":
