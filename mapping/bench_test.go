@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 )
 
 func typical() Route {
@@ -110,4 +112,10 @@ func BenchmarkRelayMap(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// Beyond the results with their envelope and its properties, which are one allocation: the message ID and the device.
+func TestAllocationsOfATypicalRoute(t *testing.T) {
+	table, in := newTable(t, typical()), input("cmd.berlin.pump7.reboot", "Correlation-Id", "c-1")
+	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { table.Map(in) }), 3.0)
 }

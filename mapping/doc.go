@@ -44,7 +44,8 @@
 // header["X"] looks up by exact name. Absent is nil, empty is "". A header with
 // several values is one text, the values joined by ", " in order (RFC 9110
 // §5.3's list rule); the same holds for pattern copies, and for a property that
-// a device receives twice. Integers in json stay integers (beyond 64 bits their
+// a device receives twice. To pick one of several, or to have them apart, headers["X"] is
+// their list, empty if absent: first(headers["X"]). Integers in json stay integers (beyond 64 bits their
 // digits, as text); floats are written shortest, as JSON does; true and false as
 // such; a time in RFC 3339. Lists and maps are refused.
 //

@@ -116,7 +116,7 @@ func TestExpressionErrorsAtLoad(t *testing.T) {
 		`{"a}`:                                `unclosed " within`,
 		"{}":                                  "nothing between the braces",
 		"{ }":                                 "nothing between the braces",
-		"{unknown}":                           "unknown name unknown; known here: cloudevent, device, header, json, payload, sequence, site, stream, subject, target, time, verb",
+		"{unknown}":                           "unknown name unknown; known here: cloudevent, device, header, headers, json, payload, sequence, site, stream, subject, target, time, verb",
 		"{site +}":                            "unexpected token",
 		"{site + 1}":                          "mismatched types string and int",
 		`{header["A"] ?? "b" + "c"}`:          "parenthesise",

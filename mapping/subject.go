@@ -49,7 +49,7 @@ func Subject(template string) (string, error) {
 // subjectNames are the names that expressions have on the cloud side beside the captures.
 var subjectNames = map[string]bool{
 	"subject": true, "header": true, "payload": true, "json": true,
-	"stream": true, "sequence": true, "time": true, "target": true, "cloudevent": true,
+	"stream": true, "sequence": true, "time": true, "target": true, "cloudevent": true, "headers": true,
 }
 
 // keywords of the expression language.

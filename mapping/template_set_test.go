@@ -27,7 +27,7 @@ func TestTemplates(t *testing.T) {
 
 	// A mistake stands where the template is, once, whoever uses it.
 	_, err = compile([]Template{common}, Route{Subject: "c.{place}", Device: "d", Use: []string{"common"}}, Route{Subject: "d.{place}", Device: "d", Use: []string{"common"}})
-	require.EqualError(t, err, `templates[0].properties[0].value: {site}: at character 1: unknown name site; known here: cloudevent, header, json, payload, place, sequence, stream, subject, target, time (as used by routes[0])`)
+	require.EqualError(t, err, `templates[0].properties[0].value: {site}: at character 1: unknown name site; known here: cloudevent, header, headers, json, payload, place, sequence, stream, subject, target, time (as used by routes[0])`)
 	_, err = compile([]Template{common, {Name: "more", Properties: []PropertyRule{{Name: "SITE", Value: "x"}}}}, Route{Subject: "c.{site}", Device: "d", Use: []string{"common", "more"}})
 	require.ErrorContains(t, err, `templates[1].properties[0].name: "SITE" is set twice`)
 	_, err = compile([]Template{{Name: "a", Properties: []PropertyRule{{Name: "x", Value: "{"}}}, {Name: "a"}, {}}, Route{Subject: "c", Device: "d", Use: []string{"a"}})
@@ -95,4 +95,19 @@ func TestFunctions(t *testing.T) {
 		in.Payload = []byte(`{"deep":[[1]]}`)
 		require.Equal(t, ReasonExpression, routeError(t, Route{Subject: "c", Device: "d", Properties: []PropertyRule{{Name: "v", Value: expr}}}, in).Reason, expr)
 	}
+}
+
+func TestSeveralValuesOfAHeader(t *testing.T) {
+	for expr, want := range map[string]string{
+		`{header["X"]}`: "a, b, c", `{first(headers["X"])}`: "a, b", `{last(headers["X"])}`: "c", `{headers["X"][1]}`: "c", `{len(headers["X"])}`: "2",
+		`{first(headers["None"]) ?? "none"}`: "none", `{join(headers["X"], "|")}`: "a, b|c", `{len(headers["None"])}`: "0", `{len(headers)}`: "1",
+	} {
+		e := envelope(t, Route{Subject: "c", Device: "d", Properties: []PropertyRule{{Name: "v", Value: expr}}}, input("c", "X", "a, b", "X", "c"))
+		require.Equal(t, []Property{{Name: "v", Value: want}}, e.Properties, expr)
+	}
+	require.Empty(t, envelope(t, Route{Subject: "c", Device: "d", Properties: []PropertyRule{{Name: "v", Value: `{first(headers["X"])}`}}}, input("c")).Properties)
+	// As devices, values of their own may have commas in them.
+	res := newTable(t, Route{Subject: "c", Devices: `{headers["To"]}`, Allow: []string{"*"}}).Map(input("c", "To", "a,b", "To", "c"))
+	require.Equal(t, []string{"a,b", "c"}, devicesOf(res))
+	require.Equal(t, []string{"-no-devices"}, devicesOf(newTable(t, Route{Subject: "c", Devices: `{headers["To"]}`, Allow: []string{"*"}}).Map(input("c"))))
 }
