@@ -146,13 +146,14 @@ type Correlation struct {
 	Subject                string // the original
 	Stream                 string
 	Sequence               uint64
-	Trace                  string      // the W3C traceparent, if there was one
-	ReplyTo                string      // where an answer goes; "": nowhere
-	Wait                   string      // the status that the answer waits for: accepted (or ""), completed
-	Feedback               bool        // the hub will tell the outcome at the device (ack was asked)
-	Ack                    mapping.Ack // which outcomes the hub will tell, for the wording of StatusUnknown
-	Expires                time.Time   // of the message at the hub; zero: the hub's default
+	Trace                  string    // the W3C traceparent, if there was one
+	ReplyTo                string    // where an answer goes; "": nowhere
+	Wait                   string    // the status that the answer waits for: accepted (or ""), completed
+	Feedback               bool      // the hub will tell the outcome at the device (ack was asked)
+	Expires                time.Time // of the message at the hub; zero: the hub's default
 	SentAt                 time.Time
+
+	Ack mapping.Ack // which outcomes the hub will tell, for the wording of StatusUnknown
 }
 
 // DeadLetter is a whole message with the reason why it was not delivered.
