@@ -56,7 +56,7 @@ func testSoakRuns(t *testing.T, program string) {
 	for _, run := range runs {
 		t.Run("sabotage="+run.sabotage, func(t *testing.T) {
 			t.Parallel()
-			args := append([]string{"soak", "--json", "--seed", "3", "--messages-per-second", "40", "--log-level", "warn"}, run.args...)
+			args := append([]string{"soak", "--json", "--seed", "3", "--messages-per-second", "40", "--settle", "60s", "--log-level", "warn"}, run.args...)
 			if run.sabotage != "" {
 				args = append(args, "--sabotage", run.sabotage)
 			}
