@@ -227,12 +227,12 @@ func (s *CoreSource) delivery(m *nats.Msg) bridge.Delivery {
 	if !slices.ContainsFunc(s.o.Subjects, func(p string) bool { return matches(p, m.Subject) }) {
 		return nil
 	}
-	d := &coreDelivery{in: &mapping.Input{Subject: m.Subject, Header: m.Header, Payload: m.Data, Time: time.Now()}}
+	d := &coreDelivery{in: &mapping.Input{Subject: m.Subject, Header: m.Header, Payload: m.Data, Time: time.Now(), Reply: m.Reply}}
 	if len(m.Header) == 0 {
 		d.in.Header = nil
 	}
-	if m.Reply == "" {
-		return d
+	if m.Reply == "" || strings.HasPrefix(m.Reply, "$") {
+		return d // what begins with $ is the server's own: an answer there would be an order to it
 	}
 	return &request{coreDelivery: d, nc: s.o.Conn.nc, reply: m.Reply}
 }
