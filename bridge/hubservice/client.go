@@ -250,7 +250,7 @@ func (c *Client) try(ctx context.Context, r *request) (again bool, err error) {
 	state, err := w.link.wait(ctx, w.receipt)
 	switch {
 	case err == nil:
-		return false, c.decided(outcome(state), w)
+		return false, c.decided(late(outcome(state), r.expires, time.Now()), w)
 	case ctx.Err() != nil:
 		return false, c.unanswered(ctx)
 	default:
