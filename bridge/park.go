@@ -94,15 +94,18 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		it.of.resolve(it.parked())
 	}
 	h.mu.Lock()
-	if won {
+	late := !won && parcel.Entry > 0 // it has had its fate meanwhile
+	switch {
+	case won:
 		p.parked(h, l, it, gone)
+	case late:
+		h.ending[parcel.Entry] = struct{}{}
 	}
 	h.list(l)
 	h.dispatch()
 	h.mu.Unlock()
-	if !won && parcel.Entry > 0 {
-		// It has had its fate meanwhile.
-		h.bridge.ledger.add(h.bridge.sendCtx, closing{entry: parcel.Entry})
+	if late {
+		h.bridge.ledger.add(h.bridge.sendCtx, closing{entry: parcel.Entry, hub: h})
 	}
 	if key := it.envelope.Coalesce; key != "" && won && !gone {
 		return true, p.replace(ctx, h, l, key, parcel.Entry)
@@ -121,7 +124,8 @@ func (p *parker) parked(h *hub, l *lane, it *item, gone bool) {
 		}
 		return
 	}
-	h.bridge.metrics.restored() // it stays in memory, a head
+	h.bridge.metrics.restored()             // it stays in memory, a head,
+	l.above = max(l.above, it.entry.Load()) // and is not to be read again before it is deleted
 }
 
 // append stores the parcel and sets its entry. What was stored before, by an append
