@@ -32,6 +32,8 @@ type lane struct {
 	tail     []*item   // not taken up, and not in the mailbox yet
 	bytes    int       // of heads and tail
 	above    uint64    // the last entry taken up
+	puts     uint64    // entries that this process has put there, ever
+	seen     uint64    // puts when the next entry was looked for last
 	due      time.Time // when its next entry may have expired; zero: not known
 	tries    *tries    // of an entry that was taken up and put back
 	triesOf  uint64    // that entry
@@ -115,7 +117,7 @@ func (l *lane) unparked() *item {
 		if it.unstorable {
 			return nil // nothing behind it may be stored before it has its fate, or it would come first
 		}
-		if !it.left.Load() {
+		if it.left.Load() == 0 {
 			return it
 		}
 	}

@@ -77,7 +77,8 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		h.log.Warn("a message that waits is too large for the mailbox and stays at its source", "device_id", l.key.device, "route", it.envelope.Route, "err", err)
 		return true, nil
 	case err != nil:
-		it.doubtful.Store(true)
+		it.twin.Store(unknownTwin)
+		h.endTwin(it)
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if l.orphan {
@@ -87,26 +88,27 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		return l.parking, fmt.Errorf("park: %w", err)
 	}
 
+	it.twin.CompareAndSwap(unknownTwin, 0)
 	it.entry.Store(parcel.Entry)
-	won := it.leave()
+	won := it.leave(leftParked)
 	if won {
 		h.room.leave()
 		it.of.resolve(it.parked())
 	}
 	h.mu.Lock()
-	late := !won && parcel.Entry > 0 // it has had its fate meanwhile
 	switch {
 	case won:
 		p.parked(h, l, it, gone)
-	case late:
+	case parcel.Entry > 0 && it.left.Load() == leftEnded:
+		// It has got its fate meanwhile, and when that is durable the entry goes. One that
+		// was let go keeps it: its source brings it again, and the mailbox knows it.
 		h.ending[parcel.Entry] = struct{}{}
+		it.twin.Store(parcel.Entry)
 	}
 	h.list(l)
 	h.dispatch()
 	h.mu.Unlock()
-	if late {
-		h.bridge.ledger.add(h.bridge.sendCtx, closing{entry: parcel.Entry, hub: h})
-	}
+	h.endTwin(it)
 	if key := it.envelope.Coalesce; key != "" && won && !gone {
 		return true, p.replace(ctx, h, l, key, parcel.Entry)
 	}
@@ -120,6 +122,7 @@ func (p *parker) parked(h *hub, l *lane, it *item, gone bool) {
 		l.drop(it)
 		if !gone {
 			l.stored++
+			l.puts++
 			l.above = min(l.above, it.entry.Load()-1)
 		}
 		return
@@ -237,6 +240,7 @@ func (h *hub) load(l *lane) (*item, error) {
 	for {
 		h.mu.Lock()
 		above := l.above
+		l.seen = l.puts
 		h.mu.Unlock()
 		if !h.bridge.owns(l.key.stream) {
 			return nil, ErrDisowned
@@ -289,6 +293,7 @@ func (h *hub) unloaded(l *lane, err error) (job, bool) {
 	h.landed(l)
 	h.gate.unused()
 	switch {
+	case err == nil && l.seen != l.puts: // more came while it was looked for
 	case err == nil:
 		l.stored = 0 // somebody purged them
 		clear(l.gone)
