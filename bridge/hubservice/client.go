@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -65,7 +66,7 @@ type Client struct {
 
 	running  atomic.Bool
 	stopped  chan struct{} // closed when Run has returned
-	requests chan *request // taken by the writer of the link that is up; nobody takes while there is none
+	requests chan *request // for the writer of the link that is up; nobody takes them while there is none
 	window   chan struct{} // one token a send in progress
 	renew    chan struct{} // asks the token keeper for a new token; one is enough
 	inFlight atomic.Int64
@@ -118,7 +119,7 @@ func New(o Options) (*Client, error) {
 		log:        log,
 		health:     newHealth(o.Hub, o.Address, cr.keyName, log),
 		stopped:    make(chan struct{}),
-		requests:   make(chan *request),
+		requests:   make(chan *request, o.Window),
 		window:     make(chan struct{}, o.Window),
 		renew:      make(chan struct{}, 1),
 	}, nil
@@ -131,19 +132,42 @@ func orDefault[T int | time.Duration](v, d T) T {
 	return v
 }
 
-// request is one message on its way to the writer of a link.
+// request is one message on its way to the writer of a link. It is used again
+// once the hub has decided, and no sooner: until then go-amqp may still have it.
 type request struct {
 	message *amqp.Message
+	bytes   []byte // the message's
 	expires time.Time
-	gone    <-chan struct{}  // the caller of Send has given up
+	state   atomic.Int32
 	written chan writeResult // buffered: the writer never waits for the caller
 }
 
-// writeResult is what the writer says: exactly one of receipt, refused and
-// unwritten.
+// States of a request. The writer takes a queued one, or the caller of Send gives it up.
+const (
+	queued int32 = iota
+	taken
+	gone
+)
+
+var requests = sync.Pool{New: func() any { return &request{written: make(chan writeResult, 1)} }}
+
+// keepBytes is the largest buffer that a request keeps for its next message.
+const keepBytes = 4 << 10
+
+// release lets the request be used for another message.
+func (r *request) release() {
+	r.message = nil
+	if cap(r.bytes) > keepBytes {
+		r.bytes = nil
+	}
+	requests.Put(r)
+}
+
+// writeResult is what the writer says: exactly one of refused, lost, unwritten,
+// and a link with a receipt.
 type writeResult struct {
 	link      *link
-	receipt   *amqp.SendReceipt
+	receipt   amqp.SendReceipt
 	refused   *bridge.Error // an outcome without the hub
 	lost      error         // the link broke when part of the message may have left
 	unwritten bool          // nothing of it left: it goes to the next link
@@ -163,16 +187,22 @@ var (
 // was waiting for, and the message may yet reach the hub if it had left.
 // After Run has returned, Send fails at once.
 func (c *Client) Send(ctx context.Context, e *mapping.Envelope) error {
-	b, err := encode(e)
-	if err != nil {
+	r := requests.Get().(*request)
+	var err error
+	if r.bytes, err = appendMessage(r.bytes[:0], e); err != nil {
+		r.release()
 		return err
 	}
 	select {
 	case c.window <- struct{}{}:
-	case <-ctx.Done():
-		return c.notSent(ctx)
-	case <-c.stopped:
-		return stopped()
+	default:
+		select {
+		case c.window <- struct{}{}:
+		case <-ctx.Done():
+			return c.notSent(ctx)
+		case <-c.stopped:
+			return stopped()
+		}
 	}
 	c.inFlight.Add(1)
 	defer func() {
@@ -180,7 +210,7 @@ func (c *Client) Send(ctx context.Context, e *mapping.Envelope) error {
 		<-c.window
 	}()
 
-	r := &request{message: wireMessage(b), expires: e.ExpiresAt, gone: ctx.Done(), written: make(chan writeResult, 1)}
+	r.message, r.expires = wireMessage(r.bytes), e.ExpiresAt
 	for {
 		again, err := c.try(ctx, r)
 		if !again {
@@ -191,18 +221,31 @@ func (c *Client) Send(ctx context.Context, e *mapping.Envelope) error {
 
 // try sends r on one link; again asks for the next one.
 func (c *Client) try(ctx context.Context, r *request) (again bool, err error) {
+	r.state.Store(queued)
 	select {
 	case c.requests <- r:
-	case <-ctx.Done():
-		return false, c.notSent(ctx)
-	case <-c.stopped:
-		return false, stopped()
+	default: // full of such as were given up
+		select {
+		case c.requests <- r:
+		case <-ctx.Done():
+			return false, c.notSent(ctx)
+		case <-c.stopped:
+			return false, stopped()
+		}
 	}
 	var w writeResult
 	select {
 	case w = <-r.written:
 	case <-ctx.Done():
+		if r.state.CompareAndSwap(queued, gone) {
+			return false, c.notSent(ctx)
+		}
 		return false, c.unanswered(ctx)
+	case <-c.stopped:
+		if r.state.CompareAndSwap(queued, gone) {
+			return false, stopped()
+		}
+		w = <-r.written // the writer has ended, and said what became of what it took
 	}
 	switch {
 	case w.unwritten:
@@ -212,9 +255,10 @@ func (c *Client) try(ctx context.Context, r *request) (again bool, err error) {
 	case w.lost != nil:
 		return w.link.lost(w.lost)
 	}
-	state, err := w.link.wait(ctx, w.receipt)
+	state, err := w.link.wait(ctx, &w.receipt)
 	switch {
 	case err == nil:
+		r.release()
 		return false, c.decided(outcome(state))
 	case ctx.Err() != nil:
 		return false, c.unanswered(ctx)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 	"unicode/utf8"
 
 	"github.com/Azure/go-amqp"
@@ -20,9 +21,12 @@ const propertyAck = "iothub-ack"
 // encode makes the wire form of e: properties, application properties in their
 // order, one data section. The same envelope always gives the same bytes, so
 // that the device side recognises what was sent twice.
-func encode(e *mapping.Envelope) ([]byte, error) {
+func encode(e *mapping.Envelope) ([]byte, error) { return appendMessage(nil, e) }
+
+// appendMessage is encode into the spare room of b; with an error b comes back as it was.
+func appendMessage(b []byte, e *mapping.Envelope) ([]byte, error) {
 	if err := checkText(e); err != nil {
-		return nil, err
+		return b, err
 	}
 	id := sas.Escape(e.Device)
 	size := 96 + len(devicesPrefix) + len(id) + len(devicesSuffix) + len(e.MessageID) + len(e.UserID) + len(e.CorrelationID) +
@@ -30,7 +34,7 @@ func encode(e *mapping.Envelope) ([]byte, error) {
 	for _, p := range e.Properties {
 		size += len(p.Name) + len(p.Value) + 10
 	}
-	b := appendProperties(make([]byte, 0, size), e, id)
+	b = appendProperties(slices.Grow(b, size), e, id)
 	b = appendApplicationProperties(b, e)
 	b = append(b, 0x00, 0x53, 0x75) // described by amqp:data:binary (§3.2.6)
 	return appendVariable(b, binary8, e.Body), nil
