@@ -20,8 +20,7 @@ const (
 	// sendAddress is the target of all C2D messages; "to" names the device.
 	sendAddress    = "/messages/devicebound"
 	connectTimeout = 30 * time.Second
-	// writeTimeout is how long one frame may take to leave. go-amqp gives the
-	// connection up then.
+	// writeTimeout is how long frames may take to leave. The connection is given up then.
 	writeTimeout = 15 * time.Second
 	closeTimeout = 2 * time.Second
 )
@@ -62,9 +61,9 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, explainTLS(err)
 	}
-	l := &link{wire: &wire{Conn: socket}, broken: make(chan struct{})}
+	l := &link{wire: newWire(socket), broken: make(chan struct{})}
 	// NewConn owns the socket from here on, also when it fails.
-	l.conn, err = amqp.NewConn(ctx, l.wire, &amqp.ConnOptions{HostName: c.host, WriteTimeout: writeTimeout})
+	l.conn, err = amqp.NewConn(ctx, l.wire, &amqp.ConnOptions{HostName: c.host})
 	if err != nil {
 		return nil, readable(fmt.Errorf("open the AMQP connection to %s: %w", c.options.Address, err))
 	}
@@ -139,7 +138,7 @@ func (l *link) cause() error {
 // gone. A socket that takes no more bytes is cut, or the close frame would wait
 // for it.
 func (l *link) close() {
-	cut := time.AfterFunc(closeTimeout, func() { _ = l.wire.Close() })
+	cut := time.AfterFunc(closeTimeout, func() { l.wire.cut() })
 	defer cut.Stop()
 	_ = l.conn.Close()
 }
@@ -258,20 +257,4 @@ func (l *link) watch(stall time.Duration) {
 			}
 		}
 	}
-}
-
-// wire counts the transfer frames that go-amqp starts to write, one Write a
-// frame. It tells a message that never left (no credit, no window) from one whose
-// outcome is unknown. A put-token counts too, which only errs to the safe side.
-type wire struct {
-	net.Conn
-	transfers atomic.Uint64
-}
-
-func (w *wire) Write(b []byte) (int, error) {
-	// Frame header of 8 bytes (§2.3.1), then the descriptor amqp:transfer:list, 0x14.
-	if len(b) > 10 && b[5] == 0 && b[8] == 0x00 && b[9] == 0x53 && b[10] == 0x14 {
-		w.transfers.Add(1)
-	}
-	return w.Conn.Write(b)
 }
