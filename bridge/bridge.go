@@ -42,6 +42,11 @@ type Source interface {
 	Receive(ctx context.Context) (Delivery, error)
 }
 
+// Redelivered is a Delivery that its source may have given to this or another process before.
+type Redelivered interface {
+	Redelivered() bool
+}
+
 // Owned is a Source that one process at a time delivers from, as a JetStream
 // stream is. Its owner also has the stream's part of the mailbox.
 type Owned interface {
@@ -141,11 +146,12 @@ type Correlation struct {
 	Subject                string // the original
 	Stream                 string
 	Sequence               uint64
-	Trace                  string    // the W3C traceparent, if there was one
-	ReplyTo                string    // where an answer goes; "": nowhere
-	Wait                   string    // the status that the answer waits for: accepted (or ""), completed
-	Feedback               bool      // the hub will tell the outcome at the device (ack was asked)
-	Expires                time.Time // of the message at the hub; zero: the hub's default
+	Trace                  string      // the W3C traceparent, if there was one
+	ReplyTo                string      // where an answer goes; "": nowhere
+	Wait                   string      // the status that the answer waits for: accepted (or ""), completed
+	Feedback               bool        // the hub will tell the outcome at the device (ack was asked)
+	Ack                    mapping.Ack // which outcomes the hub will tell, for the wording of StatusUnknown
+	Expires                time.Time   // of the message at the hub; zero: the hub's default
 	SentAt                 time.Time
 }
 
@@ -171,6 +177,8 @@ const (
 	ReasonRefused          mapping.Reason = "refused"           // the hub says that this message can never succeed
 	ReasonUnknownCondition mapping.Reason = "unknown-condition" // bounded tries used up
 	ReasonNoRoute          mapping.Reason = "no-route"
+	// ReasonOverflow is for a message from core NATS beyond the bound of its device's lane.
+	ReasonOverflow mapping.Reason = "overflow"
 	// ReasonShutdown is why a message from core NATS was dropped: the process ended
 	// before the hub answered, and nobody keeps it. Whether the hub has it is not known.
 	ReasonShutdown mapping.Reason = "shutdown"
@@ -188,7 +196,8 @@ const (
 	StatusExpired   = "expired"
 	StatusExceeded  = "delivery-count-exceeded"
 	StatusPurged    = "purged"
-	StatusUnknown   = "unknown" // no feedback by the message's expiry plus an hour
+	statusParked    = "parked"  // in the mailbox; not a receipt's
+	StatusUnknown   = "unknown" // no feedback by the message's expiry plus an hour; see Sweeper
 )
 
 // Receipt is what became of one target of one message: the documented JSON body

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,6 +32,10 @@ type Options struct {
 	Mapper      Mapper
 	Hubs        []HubOptions // the first is the default
 	DeadLetters DeadLetters
+	// Mailbox keeps what waits beyond a lane's bound. Nil: nothing is parked, and all that waits is held.
+	Mailbox Mailbox
+	// Receipts tells publishers what became of their messages. Nil: nobody is told.
+	Receipts Receipts
 	// RetryNoDevice names the routes whose messages wait for an unknown device instead of becoming dead letters.
 	RetryNoDevice []string
 	// DeadUnmatched keeps messages that no route takes as dead letters; otherwise they are dropped and counted.
@@ -51,6 +56,8 @@ type HubOptions struct {
 	Sender Sender
 	// Window is how many messages may be in flight at once. Default 512.
 	Window int
+	// Pace is how fast the hub may be sent to. The zero value is learned from its answers.
+	Pace PaceOptions
 }
 
 // Bridge is the delivery engine. Make one with New, run it once.
@@ -58,8 +65,12 @@ type Bridge struct {
 	options       Options
 	log           *slog.Logger
 	hubs          map[string]*hub
-	dead          cemetery
+	owned         map[string]Owned // sources of which there is one owner at a time
+	ledger        *ledger
+	parker        *parker
 	metrics       *metrics
+	recent        *recent
+	orphans       atomic.Pointer[map[string]uint64] // entries of hubs that are not configured
 	retryNoDevice map[string]bool
 
 	// sendCtx ends sends and dead letters at the end of the grace period; Run
@@ -85,13 +96,24 @@ func New(o Options) (*Bridge, error) {
 		options:       o,
 		log:           o.Logger.With("component", "bridge"),
 		hubs:          make(map[string]*hub),
+		owned:         make(map[string]Owned),
 		metrics:       newMetrics(),
+		recent:        newRecent(2 * o.MaxHeld),
 		retryNoDevice: make(map[string]bool),
 	}
-	b.dead = cemetery{store: o.DeadLetters, log: b.log}
+	b.ledger = newLedger(o, b.metrics, b.recent, b.log)
+	b.parker = newParker(o.Mailbox, b.log)
+	for _, s := range o.Sources {
+		if own, ok := s.(Owned); ok {
+			b.owned[s.Name()] = own
+		}
+	}
 	for _, h := range o.Hubs {
 		if b.hubs[h.Name] != nil {
 			return nil, fmt.Errorf("bridge: two hubs are named %q", h.Name)
+		}
+		if err := h.Pace.check(); err != nil {
+			return nil, fmt.Errorf("bridge: hub %s: %w", h.Name, err)
 		}
 		b.hubs[h.Name] = newHub(h, b)
 	}
@@ -108,8 +130,8 @@ func New(o Options) (*Bridge, error) {
 
 // Run delivers until ctx is done. Then it stops receiving, lets what is in
 // flight, or kept by nobody else, finish within the grace period, gives the rest
-// back to its sources and returns nil. Every goroutine it started has ended by then; the sources and
-// senders must outlive it.
+// back to its sources and returns nil. Every goroutine it started has ended by then; the sources,
+// senders and stores must outlive it.
 func (b *Bridge) Run(ctx context.Context) error {
 	sendCtx, stopSends := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopSends()
@@ -119,6 +141,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	for _, s := range b.options.Sources {
 		intakes.Go(func() { b.receive(ctx, s) })
 	}
+	intakes.Go(func() { b.expire(ctx) })
 	intakes.Wait()
 
 	grace, cancel := context.WithTimeout(sendCtx, b.options.ShutdownGrace)
@@ -127,7 +150,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	for _, s := range b.options.Sources {
 		if f, ok := s.(Finisher); ok {
 			for _, d := range f.Finish(grace) {
-				b.accept(d, func() {})
+				b.accept(grace, d, func() {})
 			}
 		}
 	}
@@ -136,40 +159,106 @@ func (b *Bridge) Run(ctx context.Context) error {
 		draining.Go(func() { h.drain(grace) })
 	}
 	draining.Wait()
-	b.dead.drain(grace)
+	b.parker.crew.drain(grace)
+	b.ledger.crew.drain(grace)
 	stopSends()
+	b.parker.crew.running.Wait()
 	for _, h := range b.hubs {
 		h.close()
 	}
-	b.dead.workers.Wait()
+	b.ledger.crew.running.Wait()
 	b.log.Info("drained", "returned", b.metrics.totals.returned.Load())
 	return nil
 }
 
-// receive takes deliveries from one source until ctx is done, never more than
-// MaxHeld at a time: JetStream keeps the rest, core NATS drops what overflows.
+// receive delivers from one source until ctx is done, while it is ours.
 func (b *Bridge) receive(ctx context.Context, s Source) {
 	places := make(chan struct{}, b.options.MaxHeld)
+	for ctx.Err() == nil {
+		if own, ok := s.(Owned); ok {
+			if own.Own(ctx) != nil || !b.restore(ctx, own, s.Name()) {
+				continue
+			}
+		}
+		err := b.deliver(ctx, s, places)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, ErrDisowned):
+			b.log.Warn("another process may own the source now; waiting for it", "source", s.Name())
+			for _, h := range b.hubs {
+				h.disown(s.Name())
+			}
+		default:
+			b.log.Error("source ended", "source", s.Name(), "err", err)
+			return
+		}
+	}
+}
+
+// restore finds what the mailbox holds of a source that is ours now, before
+// anything of it is sent. False: it was not ours for long enough.
+func (b *Bridge) restore(ctx context.Context, own Owned, stream string) bool {
+	if b.parker.mailbox == nil {
+		return true
+	}
+	pause := newBackoff(retryFirst, retryMax)
+	for warned := false; ; {
+		boxes, err := b.parker.mailbox.Boxes(ctx, stream)
+		if err == nil {
+			b.adopt(boxes)
+			return true
+		}
+		if !warned && ctx.Err() == nil {
+			b.log.Warn("cannot list the mailbox; nothing is sent before that", "source", stream, "err", err)
+			warned = true
+		}
+		if !sleep(ctx, pause.NextBackOff()) {
+			return false
+		}
+		if !own.Held() {
+			return true // Receive says so
+		}
+	}
+}
+
+func (b *Bridge) adopt(boxes []Box) {
+	orphans := make(map[string]uint64)
+	for _, box := range boxes {
+		if h := b.hubs[box.Hub]; h != nil {
+			h.adopt(box)
+		} else {
+			orphans[box.Hub] += box.Entries
+		}
+	}
+	for name, n := range orphans {
+		b.log.Error("the mailbox holds messages for a hub that is not configured; they stay there", "hub", name, "entries", n)
+	}
+	b.orphans.Store(&orphans)
+}
+
+// deliver takes deliveries from one source, never more than MaxHeld at a time:
+// JetStream keeps the rest, core NATS drops what overflows. It returns why it ended.
+func (b *Bridge) deliver(ctx context.Context, s Source, places chan struct{}) error {
 	release := func() { <-places }
 	for {
 		select {
 		case places <- struct{}{}:
 		case <-ctx.Done():
-			return
+			return ctx.Err()
 		}
 		d, err := s.Receive(ctx)
 		if err != nil {
-			if ctx.Err() == nil {
-				b.log.Error("source ended", "source", s.Name(), "err", err)
-			}
-			return
+			release()
+			return err
 		}
-		b.accept(d, release)
+		b.accept(ctx, d, release)
 	}
 }
 
-// accept maps one delivery and hands each target to its lane.
-func (b *Bridge) accept(d Delivery, release func()) {
+// accept maps one delivery and hands each target to its lane. It waits for a
+// hub that holds its share and keeps up.
+func (b *Bridge) accept(ctx context.Context, d Delivery, release func()) {
 	in := d.Message()
 	results := b.options.Mapper.Map(in)
 	if len(results) == 0 {
@@ -177,14 +266,29 @@ func (b *Bridge) accept(d Delivery, release func()) {
 	}
 	b.metrics.received(len(results))
 	m := &held{delivery: d, bridge: b, release: release, open: len(results)}
+	targets := 0
+	for _, r := range results {
+		if r.Envelope != nil {
+			targets++
+			m.waits = m.waits || r.Envelope.Wait == StatusCompleted && b.ledger.receipts != nil
+		}
+	}
 	for _, r := range results {
 		switch {
 		case r.Envelope != nil && b.hubs[r.Envelope.Hub] != nil:
-			b.hubs[r.Envelope.Hub].enqueue(&item{of: m, envelope: r.Envelope})
+			h := b.hubs[r.Envelope.Hub]
+			it := newItem(m, r.Envelope)
+			it.group = targets > 1
+			if m.again() && b.recent.has(it) {
+				m.resolve(it.parked()) // it came from the mailbox, and has its fate
+				continue
+			}
+			h.enqueue(it, !h.room.admit(ctx))
 		case r.Envelope != nil:
-			b.dead.bury(m.unmapped(r.Route, r.Envelope.Device, ReasonRefused, fmt.Errorf("no hub is named %q", r.Envelope.Hub)))
+			b.ledger.conclude(b.sendCtx, m.unmapped(DeadLetter{Route: r.Route, Device: r.Envelope.Device, MessageID: r.Envelope.MessageID,
+				Reason: ReasonRefused, Text: fmt.Sprintf("no hub is named %q", r.Envelope.Hub)}))
 		case r.Err != nil:
-			b.dead.bury(m.unmapped(r.Route, "", r.Err.Reason, r.Err))
+			b.ledger.conclude(b.sendCtx, m.unmapped(DeadLetter{Route: r.Route, Reason: r.Err.Reason, Text: r.Err.Error()}))
 		default:
 			m.resolve(m.dropped(r.Route, r.Drop))
 		}
@@ -199,10 +303,45 @@ func (b *Bridge) unmatched(in *mapping.Input) mapping.Result {
 	return mapping.Result{Drop: string(ReasonNoRoute)}
 }
 
-func (m *held) unmapped(route, device string, reason mapping.Reason, err error) burial {
-	return burial{of: m, letter: DeadLetter{
-		Message: m.delivery.Message(), Route: route, Device: device, Reason: reason, Text: err.Error(), At: time.Now().UTC(),
-	}}
+// owns reports whether what came from a stream may still be sent by us.
+func (b *Bridge) owns(stream string) bool {
+	own := b.owned[stream]
+	return own == nil || own.Held()
+}
+
+// record notes what later feedback about the item is matched with, if it asked for receipts.
+func (b *Bridge) record(it *item, hub string) error {
+	e := it.envelope
+	if b.ledger.receipts == nil || !e.Receipts || it.recorded || e.Ack == mapping.AckNone && e.Wait != StatusCompleted {
+		return nil
+	}
+	if err := b.ledger.receipts.Record(b.sendCtx, it.correlation(hub)); err != nil {
+		if b.sendCtx.Err() != nil {
+			return b.sendCtx.Err()
+		}
+		return &Error{Class: Unrecorded, Op: "record", Err: err}
+	}
+	it.recorded = true
+	return nil
+}
+
+// Freed tells the engine that a device's queue at a hub has room again, so that
+// what waits for it is tried at once. Safe for concurrent use; it never blocks.
+func (b *Bridge) Freed(hub, device string) {
+	if h := b.hubs[hub]; h != nil {
+		h.freed(device)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // Ready reports nil when nothing keeps messages from flowing, as far as the
@@ -214,8 +353,16 @@ func (b *Bridge) Ready() error {
 			errs = append(errs, fmt.Errorf("hub %s: %s until %s: %s", s.Name, s.State, s.Until.UTC().Format(time.RFC3339), s.Cause))
 		}
 	}
-	if err := b.dead.ready(); err != nil {
-		errs = append(errs, fmt.Errorf("dead letters cannot be stored: %w", err))
+	if err := b.ledger.crew.ready(); err != nil {
+		errs = append(errs, fmt.Errorf("what became of messages cannot be stored: %w", err))
+	}
+	if err := b.parker.crew.ready(); err != nil {
+		errs = append(errs, fmt.Errorf("the mailbox cannot be written: %w", err))
+	}
+	if left := b.orphans.Load(); left != nil {
+		for name, n := range *left {
+			errs = append(errs, fmt.Errorf("the mailbox holds %d messages for hub %q, which is not configured: configure it, or purge them: downlink mailbox purge --hub %s", n, name, name))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -215,7 +215,7 @@ func TestFates(t *testing.T) {
 }
 
 func TestHubGate(t *testing.T) {
-	t.Run("throttled: one probe at a time, the window halves and recovers", func(t *testing.T) {
+	t.Run("throttled: sent ever slower, and faster again when the hub serves", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var throttled = true
 			var mu sync.Mutex
@@ -234,11 +234,11 @@ func TestHubGate(t *testing.T) {
 			require.LessOrEqual(t, len(r.sender.log()), 64+10, "the first window, then probes")
 			require.ErrorContains(t, r.Ready(), "hub main: throttled")
 			require.ErrorContains(t, r.Ready(), "device-container-throttled")
-			require.Less(t, r.Status().Hubs[0].Window, 32)
+			require.Equal(t, "learned", r.Status().Hubs[0].Pace.Source)
 			mu.Lock()
 			throttled = false
 			mu.Unlock()
-			time.Sleep(2 * time.Minute)
+			time.Sleep(10 * time.Minute)
 			require.Len(t, r.source.acks(), 200)
 			require.NoError(t, r.Ready())
 			r.stop()

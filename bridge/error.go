@@ -23,10 +23,11 @@ const (
 	Resend                    // released, modified: the hub did not take it
 	LinkLost                  // the link broke while the message was in flight: outcome unknown
 	Unauthorized              // the credential was refused
+	Unrecorded                // the receipt that was asked for could not be prepared: it was not sent
 )
 
 func (c Class) String() string {
-	names := [...]string{"unknown", "queue-full", "no-device", "refused", "throttled", "paused", "resend", "link-lost", "unauthorized"}
+	names := [...]string{"unknown", "queue-full", "no-device", "refused", "throttled", "paused", "resend", "link-lost", "unauthorized", "unrecorded"}
 	if c < 0 || int(c) >= len(names) {
 		return "unknown"
 	}

@@ -236,7 +236,7 @@ func start(t *testing.T, sender *fakeSender, change ...func(*Options)) *rig {
 func (r *rig) balance(t *testing.T) {
 	t.Helper()
 	s := r.Status()
-	require.Equal(t, s.Received+s.Expanded, s.Accepted+s.Dead+s.Dropped+s.Returned+s.Waiting)
+	require.Equal(t, s.Received+s.Expanded+s.Restored, s.Accepted+s.Dead+s.Dropped+s.Replaced+s.Parked+s.Returned+s.Waiting)
 }
 
 func amqpErr(c Class, condition string) error {

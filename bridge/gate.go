@@ -3,7 +3,6 @@ package bridge
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -12,43 +11,46 @@ import (
 const (
 	quotaStreak = 8 // devices in a row answered "resource limit" with no accept between: the quota, not their queues
 	pauseProbe  = time.Minute
-	fullPace    = time.Second // between probes of full queues, all devices together: the smallest hub takes 1.67 messages a second
+	doubtFirst  = 50 * time.Millisecond
+	doubtMax    = 1500 * time.Millisecond
 )
 
-// gate is one hub's pace: how many sends may be in flight, and whether it is
-// closed altogether until a probe gets through. The hub's mutex guards it.
-//
-// limit starts at the window, halves when the hub throttles and grows by one per
-// window of accepted messages, so that it recovers by steps.
+// gate says whether one hub is sent to at all: it is closed while the hub takes
+// nothing from anybody (quota, suspended, unauthorized), until a probe gets
+// through. How fast an open hub is sent to is its budget's matter (pace.go). The
+// hub's mutex guards it, and time is what it is told.
 type gate struct {
-	window int
-	limit  int
-	grown  int // accepted since limit last grew
-
 	closed  bool
 	class   Class     // why
 	cause   string    // for humans
 	until   time.Time // next probe
 	probing bool      // the one probe is in flight
 	backoff *backoff.ExponentialBackOff
+	// epoch counts closings. An answer to a send of an earlier one was under way when
+	// the gate closed, and says nothing about whether it may open.
+	epoch uint64
 
-	// Devices refused for lack of room since the hub last accepted anything: many
-	// of them are taken for the quota, which is a guess. When the hub then accepts
-	// another's message, their own queues are full, and they count no more.
-	full    map[string]struct{}
+	// Devices refused for lack of room since the hub last accepted anything. Many of
+	// them are taken for the quota, which is a guess, if at least one of them was not
+	// known to be full. When the hub then accepts another's message, their own queues are
+	// full: they are known from then on.
+	streak  map[string]struct{}
 	known   map[string]struct{}
-	guessed bool // closed on that guess
+	fresh   bool          // one in streak is not known
+	guessed bool          // closed on that guess
+	doubtAt time.Time     // when it may be doubted next
+	doubt   time.Duration // the pause after that
 }
 
-func newGate(window int) gate {
-	return gate{window: window, limit: window, full: make(map[string]struct{}), known: make(map[string]struct{})}
+func newGate() gate {
+	return gate{streak: make(map[string]struct{}), known: make(map[string]struct{})}
 }
 
-// admits reports whether one more send may start now, given the number in
-// flight. When it may not because of time, wait is how long until it may.
-func (g *gate) admits(inFlight int, now time.Time) (ok bool, wait time.Duration) {
+// admits reports whether a send may start now. When it may not because of time,
+// wait is how long until it may.
+func (g *gate) admits(now time.Time) (ok bool, wait time.Duration) {
 	if !g.closed {
-		return inFlight < g.limit, 0
+		return true, 0
 	}
 	if g.probing {
 		return false, 0
@@ -60,80 +62,93 @@ func (g *gate) admits(inFlight int, now time.Time) (ok bool, wait time.Duration)
 }
 
 // doubts reports whether the gate is closed on a guess that a message for another
-// device than those refused may disprove: such a one is a probe at any time, one
-// after the other, so that a device pays for no other's full queue.
-func (g *gate) doubts() bool { return g.closed && g.guessed && !g.probing }
+// device than those refused may disprove: such a one is a probe, whenever the
+// regular one is due, so that a device pays for no other's full queue. They go one
+// after the other, ever slower while each is refused as well. wait is until the next one may.
+func (g *gate) doubts(now time.Time) (ok bool, wait time.Duration) {
+	if !g.closed || !g.guessed || g.probing {
+		return false, 0
+	}
+	wait = max(0, g.doubtAt.Sub(now))
+	return wait == 0, wait
+}
 
 // suspects reports whether the device is one of those refused.
 func (g *gate) suspects(device string) bool {
-	_, full := g.full[device]
+	_, full := g.streak[device]
 	_, known := g.known[device]
 	return full || known
-}
-
-// pace is how long a device without room waits at least, so that many of them do
-// not use up together what the hub takes.
-func (g *gate) pace() time.Duration {
-	all := fullPace * time.Duration(len(g.full)+len(g.known))
-	return all/2 + rand.N(all+1) // spread, or they would all come at once
 }
 
 // forget is for a device with nothing left to send.
 func (g *gate) forget(device string) { delete(g.known, device) }
 
-// started notes that a send begins.
-func (g *gate) started() {
+// started notes that a send begins, and returns its epoch.
+func (g *gate) started(now time.Time) uint64 {
 	if g.closed {
 		g.probing = true
+		g.doubtAt, g.doubt = now.Add(g.doubt), min(2*g.doubt, doubtMax)
 	}
+	return g.epoch
 }
 
 // outcome learns from a send's end. changed reports that the gate opened or closed.
-func (g *gate) outcome(device string, err error, now time.Time) (changed bool) {
-	e, failed := errors.AsType[*Error](err)
-	if err != nil && !failed {
-		g.probing = false // shutdown
-		return false
-	}
+func (g *gate) outcome(device string, epoch uint64, err error, now time.Time) (changed bool) {
 	wasClosed := g.closed
+	late := g.closed && epoch != g.epoch
+	if !late {
+		g.probing = false
+	}
+	e, failed := errors.AsType[*Error](err)
 	switch {
+	case err != nil && !failed: // shutdown
 	case err == nil:
 		g.disprove(device)
-		g.open()
-		g.grow()
-	case e.Class == Throttled:
-		if !wasClosed || g.probing {
-			// One answer of a burst halves; its siblings in flight say nothing new.
-			g.limit = max(1, g.limit/2)
-			g.close(e, now, time.Second, time.Minute)
-		}
-	case e.Class == Paused:
-		g.shut(e, now, pauseProbe, e.Error())
-	case e.Class == Unauthorized:
-		if !wasClosed || g.probing {
-			g.close(e, now, 2*time.Second, time.Minute)
+		if !late || g.guessed {
+			g.open()
 		}
 	case e.Class == QueueFull:
-		if _, known := g.known[device]; !known {
-			g.full[device] = struct{}{}
+		g.refused(device)
+		if late {
+			break
 		}
-		if len(g.full) >= quotaStreak {
+		if g.guessed || g.fresh && len(g.streak) >= quotaStreak {
 			g.guess(e, now)
 		} else {
 			g.open() // about one device only: the hub serves again
 		}
-	case e.Class == LinkLost, e.Class == Resend, e.Class == Refused && e.Condition == "":
-		// Says nothing about the pace; a refusal without a condition is ours, before the wire.
-		g.probing = false
-	default:
-		// An answer about the message itself: the hub serves again.
-		g.open()
+	case late:
+	case e.Class == Paused:
+		g.shut(e, now, pauseProbe, e.Error())
+	case e.Class == Unauthorized:
+		g.close(e, now, 2*time.Second, time.Minute)
+	case e.Class == NoDevice, e.Class == Refused && e.Condition != "":
+		g.open() // an answer about the message itself
+	case e.Class == Throttled && !g.guessed:
+		g.open() // it takes messages again, but fewer: the budget's matter
+	case g.closed:
+		// It tells nothing (released, link lost, a condition we do not know, refused
+		// before the wire): the next regular probe is a whole pause away.
+		if !g.until.After(now) {
+			g.until = now.Add(pauseProbe)
+		}
 	}
 	return g.closed != wasClosed
 }
 
+// unused is for a send that began and did not come to the wire.
+func (g *gate) unused() { g.probing = false }
+
 func (g *gate) open() {
 	g.closed, g.probing, g.guessed, g.backoff, g.cause = false, false, false, nil, ""
+}
+
+// refused notes that a device has no room.
+func (g *gate) refused(device string) {
+	g.streak[device] = struct{}{}
+	if _, known := g.known[device]; !known {
+		g.fresh = true
+	}
 }
 
 // guess closes the gate because too many devices in a row have no room. What
@@ -144,17 +159,18 @@ func (g *gate) guess(e *Error, now time.Time) {
 		wait = left
 	}
 	g.shut(&Error{Class: Paused}, now, wait, fmt.Sprintf(
-		"%s from %d devices in a row: the daily quota is used up, or every device's queue is full", e.Condition, len(g.full)))
+		"%s from %d devices in a row: the daily quota is used up, or every device's queue is full", e.Condition, len(g.streak)))
 	g.guessed = true
 }
 
 // disprove: the hub accepted a message of device, so it was not the quota that
 // stopped the others.
 func (g *gate) disprove(device string) {
-	for d := range g.full {
+	for d := range g.streak {
 		g.known[d] = struct{}{}
 	}
-	clear(g.full)
+	clear(g.streak)
+	g.fresh = false
 	delete(g.known, device)
 }
 
@@ -167,15 +183,10 @@ func (g *gate) close(e *Error, now time.Time, first, longest time.Duration) {
 }
 
 func (g *gate) shut(e *Error, now time.Time, d time.Duration, cause string) {
+	if !g.closed {
+		g.epoch++
+		g.doubtAt, g.doubt = now, doubtFirst
+	}
 	g.closed, g.probing, g.guessed = true, false, false
 	g.class, g.cause, g.until = e.Class, cause, now.Add(d)
-}
-
-func (g *gate) grow() {
-	if g.limit >= g.window {
-		return
-	}
-	if g.grown++; g.grown >= g.limit {
-		g.limit, g.grown = g.limit+1, 0
-	}
 }

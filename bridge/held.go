@@ -4,8 +4,6 @@ import (
 	"context"
 	"sync"
 	"time"
-
-	"downlink/mapping"
 )
 
 // settleTimeout bounds one settlement. It outlives the cancellation of a drain:
@@ -18,11 +16,24 @@ type held struct {
 	delivery Delivery
 	bridge   *Bridge
 	release  func() // frees its place at the source's intake
+	waits    bool   // its publisher waits for the outcome at the device
 
 	mu       sync.Mutex // guards all below
 	open     int        // targets without a fate
 	returned bool       // a target was let go: never settle
 	receipts []Receipt
+}
+
+// again reports whether the source has delivered the message before.
+func (m *held) again() bool {
+	r, ok := m.delivery.(Redelivered)
+	return ok && r.Redelivered()
+}
+
+// replies reports whether the delivery itself answers its publisher, who waits for this.
+func (m *held) replies(wait string) bool {
+	_, ok := m.delivery.(Replier)
+	return ok && (wait != StatusCompleted || m.bridge.ledger.receipts == nil)
 }
 
 // durable reports whether the message comes again when we let go of it.
@@ -49,7 +60,7 @@ func (m *held) resolve(r Receipt) {
 // message comes again, whole, unless nobody keeps it: then this is its fate.
 func (m *held) letGo(r Receipt) {
 	if !m.durable() {
-		r.Status, r.Reason = "dropped", string(ReasonShutdown)
+		r.Status, r.Reason = StatusDropped, string(ReasonShutdown)
 		m.resolve(r)
 		return
 	}
@@ -68,7 +79,7 @@ func (m *held) settle() {
 	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 	defer cancel()
 	in := m.delivery.Message()
-	if r, ok := m.delivery.(Replier); ok {
+	if r, ok := m.delivery.(Replier); ok && !m.answeredLater() {
 		if err := r.Reply(ctx, m.receipts); err != nil {
 			m.bridge.log.Warn("reply not sent", "subject", in.Subject, "err", err)
 		}
@@ -83,9 +94,23 @@ func (m *held) settle() {
 	}
 }
 
+// answeredLater reports whether the publisher waits for what the hub's feedback
+// tells of a target that the hub has accepted.
+func (m *held) answeredLater() bool {
+	if !m.waits {
+		return false
+	}
+	for _, r := range m.receipts {
+		if r.Status == StatusAccepted {
+			return true
+		}
+	}
+	return false
+}
+
 func (m *held) allDead() (reason string, dead bool) {
 	for _, r := range m.receipts {
-		if r.Status != "dead" {
+		if r.Status != StatusDead {
 			return "", false
 		}
 		reason = r.Reason
@@ -93,33 +118,11 @@ func (m *held) allDead() (reason string, dead bool) {
 	return reason, len(m.receipts) > 0
 }
 
-// receipt is what became of the item.
-func (it *item) receipt(status, hubName string) Receipt {
-	in, e := it.of.delivery.Message(), it.envelope
-	return Receipt{
-		ID: e.MessageID, Device: e.Device, Hub: hubName, Route: e.Route, Status: status,
-		Subject: in.Subject, Stream: in.Stream, Sequence: in.Sequence, Attempts: it.attempts, At: time.Now().UTC(),
-	}
-}
-
 // dropped is the receipt of a message that a route, or no route, discards.
 func (m *held) dropped(route, reason string) Receipt {
 	in := m.delivery.Message()
 	return Receipt{
-		Route: route, Status: "dropped", Reason: reason,
+		Route: route, Status: StatusDropped, Reason: reason,
 		Subject: in.Subject, Stream: in.Stream, Sequence: in.Sequence, At: time.Now().UTC(),
 	}
-}
-
-func (it *item) letGo(hubName string) { it.of.letGo(it.receipt("", hubName)) }
-
-// burial is the item's dead letter.
-func (it *item) burial(reason mapping.Reason, err error, hubName string) burial {
-	e := it.envelope
-	b := burial{of: it.of, letter: DeadLetter{
-		Message: it.of.delivery.Message(), Route: e.Route, Hub: hubName, Device: e.Device, MessageID: e.MessageID,
-		Reason: reason, Attempts: it.attempts, At: time.Now().UTC(),
-	}}
-	b.letter.Condition, b.letter.Text = explain(err)
-	return b
 }

@@ -18,15 +18,24 @@ type hub struct {
 	bridge *Bridge
 	log    *slog.Logger
 	sends  sync.WaitGroup
+	room   intake
 
-	mu       sync.Mutex // guards all below, the lanes and their queues
-	lanes    map[string]*lane
-	ready    fifo
+	mu       sync.Mutex // guards all below, the lanes and their items
+	lanes    map[laneKey]*lane
+	busy     map[string][]*lane // by device with a message in flight: its lanes, of other streams, that wait for that
+	ready    levels
 	solo     fifo // lanes whose head must be alone on the link
 	alone    bool // such a head is in flight
 	inFlight int
+	window   int
 	gate     gate
-	timer    *time.Timer // wakes dispatch when the gate may be probed
+	budget   budget
+	probes   *probeQueue[*lane] // lanes whose device has no room, or is not known yet
+	timer    *time.Timer        // wakes dispatch when something may start
+	wakeAt   time.Time          // when it does
+	slowed   time.Time          // when the log told last that the hub throttles
+	slowedBy string             // its words
+	between  int                // sends that others have before the next one that must be alone
 	draining bool
 	drained  chan struct{} // closed when draining and no lane is left
 	closed   bool          // nothing starts any more
@@ -42,64 +51,285 @@ func newHub(o HubOptions, b *Bridge) *hub {
 		sender:  o.Sender,
 		bridge:  b,
 		log:     b.log.With("hub", o.Name),
-		lanes:   make(map[string]*lane),
-		gate:    newGate(window),
+		lanes:   make(map[laneKey]*lane),
+		busy:    make(map[string][]*lane),
+		window:  window,
+		gate:    newGate(),
+		budget:  newBudget(o.Pace),
+		probes:  newProbeQueue[*lane](),
+		room:    newIntake(b.options.MaxHeld * 3 / 4 / len(b.options.Hubs)),
 		drained: make(chan struct{}),
 	}
 }
 
-// enqueue puts it at the end of its device's lane.
-func (h *hub) enqueue(it *item) {
+// job is a lane's turn: a send, or, without an item, a load from the mailbox and its send.
+type job struct {
+	lane  *lane
+	item  *item
+	epoch uint64    // the gate's
+	begun time.Time // when it was its turn
+}
+
+// enqueue puts it at the end of its device's lane. crowded: the hub holds its
+// share already, and does not keep up.
+func (h *hub) enqueue(it *item, crowded bool) {
+	h.room.enter()
+	h.mu.Lock()
+	l := h.laneFor(it, crowded)
+	l.priority = it.envelope.Priority
+	l.tail = append(l.tail, it)
+	l.bytes += it.size
+	var stale []*item
+	if key := it.envelope.Coalesce; key != "" {
+		stale = l.stale(key, it)
+	}
+	overflow := false
+	switch {
+	case h.bridge.parker.mailbox == nil:
+		it.group = false
+	case !it.durable():
+		it.group = false
+		if overflow = l.full() && l.tail[0] != it; overflow {
+			l.drop(it)
+		}
+	case !l.key.unordered && (crowded || it.group || l.stored > 0 || l.full() || l.spills):
+		h.spill(l)
+	}
+	h.list(l)
+	h.dispatch()
+	h.mu.Unlock()
+	for _, old := range stale {
+		h.replace(old)
+	}
+	if overflow {
+		h.end(it, "", it.letter(ReasonOverflow, errOverflow, h.name))
+	}
+}
+
+// laneFor is the lane for a new item. What needs no order has a lane of its own
+// as long as it fits there; the mailbox keeps an order in any case. The caller holds mu.
+func (h *hub) laneFor(it *item, crowded bool) *lane {
+	key := keyOf(it)
+	if key.unordered && h.bridge.parker.mailbox != nil && it.durable() {
+		ordered := laneKey{device: key.device, stream: key.stream}
+		own, other := h.lanes[key], h.lanes[ordered]
+		if crowded || it.group || own != nil && own.full() || other != nil && (other.stored > 0 || other.spills) {
+			key = ordered
+		}
+	}
+	return h.lane(key)
+}
+
+// lane is the lane of this key, a new one if there is none. The caller holds mu.
+func (h *hub) lane(key laneKey) *lane {
+	l := h.lanes[key]
+	if l == nil {
+		l = &lane{key: key}
+		h.lanes[key] = l
+	}
+	return l
+}
+
+// adopt takes over a box of the mailbox.
+func (h *hub) adopt(b Box) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	l := h.lanes[it.envelope.Device]
-	if l == nil {
-		l = &lane{device: it.envelope.Device}
-		h.lanes[l.device] = l
-		h.ready.push(l)
-	}
-	l.queue = append(l.queue, it)
+	l := h.lane(laneKey{device: b.Device, stream: b.Stream})
+	l.stored, l.inherited = b.Entries, true
+	h.list(l)
 	h.dispatch()
+}
+
+// list puts the lane among the ready ones if there is something it could start. The caller holds mu.
+func (h *hub) list(l *lane) {
+	if l.listed || l.orphan {
+		return
+	}
+	if _, _, ok := l.next(); !ok {
+		return
+	}
+	l.listed = true
+	if it := l.kept(); it != nil && it.linkBreaks >= soloAfter {
+		h.solo.push(l)
+		return
+	}
+	h.ready.push(l)
 }
 
 // dispatch starts what may start. The caller holds mu.
 func (h *hub) dispatch() {
-	for l := h.next(); l != nil; l = h.next() {
+	for j, ok := h.next(); ok; j, ok = h.next() {
 		h.sends.Add(1)
-		go h.run(l)
+		go h.run(j)
 	}
 }
 
-// next takes the lane whose head is to be sent now, or nil. The caller holds mu.
-func (h *hub) next() *lane {
-	if h.closed || h.alone || h.solo.len()+h.ready.len() == 0 {
+// next takes what is to be done now. The caller holds mu.
+func (h *hub) next() (job, bool) {
+	now := time.Now()
+	l := h.pick(now)
+	if l == nil {
+		return job{}, false
+	}
+	if !l.key.unordered {
+		h.busy[l.key.device] = nil
+	}
+	j := job{lane: l, item: l.take(), epoch: h.gate.started(now), begun: now}
+	h.list(l) // it may start more if its route needs no order
+	h.inFlight++
+	return j, true
+}
+
+// landed ends what l had under way. The caller holds mu.
+func (h *hub) landed(l *lane) {
+	l.flying--
+	h.inFlight--
+	h.alone = false
+	if l.key.unordered {
+		return
+	}
+	waiting := h.busy[l.key.device]
+	delete(h.busy, l.key.device)
+	for _, other := range waiting {
+		other.listed = false
+		h.list(other)
+	}
+}
+
+// pick takes the lane whose turn it is off its list, or returns nil and sees to it
+// that dispatch is called when there may be one. The caller holds mu.
+func (h *hub) pick(now time.Time) *lane {
+	if h.closed || h.alone || h.inFlight >= h.window {
 		return nil
 	}
-	if h.solo.len() > 0 && h.inFlight > 0 {
+	solo := h.solo.len() > 0 && (h.between <= 0 || h.ready.len() == 0)
+	if solo && h.inFlight > 0 {
 		return nil // the link must empty first; nothing new starts meanwhile
 	}
-	ok, wait := h.gate.admits(h.inFlight, time.Now())
-	var l *lane
-	switch {
-	case ok && h.solo.len() > 0:
-		l, h.alone = h.solo.pop(), true
-	case ok:
-		l = h.ready.pop()
-	default:
-		if wait > 0 && h.timer == nil {
-			h.timer = time.AfterFunc(wait, h.wake)
-		}
-		if !h.gate.doubts() {
+	if ok, wait := h.gate.admits(now); !ok {
+		h.wakeIn(now, wait)
+		if ok, wait := h.gate.doubts(now); !ok {
+			if h.ready.len() > 0 {
+				h.wakeIn(now, wait)
+			}
 			return nil
 		}
-		if l = h.ready.take(func(l *lane) bool { return !h.gate.suspects(l.device) }); l == nil {
+		return h.turn(&h.ready, func(l *lane) bool { return !h.gate.suspects(l.key.device) })
+	}
+	if l := h.probe(now); l != nil {
+		return l
+	}
+	if solo {
+		return h.pickSolo(now)
+	}
+	l := h.turn(&h.ready, nil)
+	if l != nil && !h.pays(now) {
+		l.listed = true
+		h.ready.putBack(l)
+		return nil
+	}
+	h.between--
+	return l
+}
+
+// pickSolo takes a lane whose head must be alone on the link. Then those that wait
+// behind it have a turn each: many may be suspected at once.
+func (h *hub) pickSolo(now time.Time) *lane {
+	l := h.turn(&h.solo, nil)
+	if l == nil {
+		return nil
+	}
+	if !h.pays(now) {
+		l.listed = true
+		h.solo.putBack(l)
+		return nil
+	}
+	h.alone, h.between = true, h.ready.len()
+	return l
+}
+
+// queue is a list of lanes that are ready.
+type queue interface {
+	pop() *lane                         // nil: none
+	take(wanted func(*lane) bool) *lane // the first one wanted
+}
+
+// turn takes the first lane off a list that can start something; those that cannot
+// leave it: what made them ready is gone, or their device has a message of another
+// stream in flight.
+func (h *hub) turn(q queue, wanted func(*lane) bool) *lane {
+	for {
+		var l *lane
+		if wanted == nil {
+			l = q.pop()
+		} else {
+			l = q.take(wanted)
+		}
+		if l == nil {
 			return nil
+		}
+		if !l.key.unordered {
+			if waiting, busy := h.busy[l.key.device]; busy {
+				h.busy[l.key.device] = append(waiting, l) // still listed
+				continue
+			}
+		}
+		l.listed = false
+		if _, _, ok := l.next(); ok {
+			return l
 		}
 	}
-	l.state = laneSending
-	h.inFlight++
-	h.gate.started()
-	return l
+}
+
+// probe takes a lane that waits for room and is due, if the budget has a probe.
+func (h *hub) probe(now time.Time) *lane {
+	for {
+		due, woken, wait := h.probes.due(now)
+		if !due {
+			h.wakeIn(now, wait)
+			return nil
+		}
+		ask := h.budget.probe
+		if woken {
+			ask = h.budget.take
+		}
+		ok, wait := ask(now)
+		if !ok {
+			h.wakeIn(now, wait)
+			return nil
+		}
+		l := h.probes.pop()
+		l.waits = false
+		if _, _, ok := l.next(); !ok {
+			continue // all of it was replaced, has expired, or was given back
+		}
+		if _, busy := h.busy[l.key.device]; busy && !l.key.unordered {
+			h.list(l) // its other lane is about to find out
+			continue
+		}
+		return l
+	}
+}
+
+// pays takes one send's token from the budget.
+func (h *hub) pays(now time.Time) bool {
+	ok, wait := h.budget.take(now)
+	if !ok {
+		h.wakeIn(now, wait)
+	}
+	return ok
+}
+
+// wakeIn has dispatch called after d; 0: something else will.
+func (h *hub) wakeIn(now time.Time, d time.Duration) {
+	at := now.Add(d)
+	if d <= 0 || h.timer != nil && !at.Before(h.wakeAt) {
+		return
+	}
+	if h.timer != nil {
+		h.timer.Stop()
+	}
+	h.wakeAt, h.timer = at, time.AfterFunc(d, h.wake)
 }
 
 func (h *hub) wake() {
@@ -109,108 +339,203 @@ func (h *hub) wake() {
 	h.dispatch()
 }
 
-// run sends heads until there is none that may go.
-func (h *hub) run(l *lane) {
+// run sends until there is nothing that may go.
+func (h *hub) run(j job) {
 	defer h.sends.Done()
-	for l != nil {
-		h.mu.Lock()
-		it := l.queue[0]
-		h.mu.Unlock()
-		l = h.finish(l, it, h.send(it))
+	for ok := true; ok; {
+		if j.item == nil {
+			var err error
+			if j.item, err = h.load(j.lane); j.item == nil {
+				j, ok = h.unloaded(j.lane, err)
+				continue
+			}
+		}
+		j, ok = h.finish(j, h.send(j.item))
 	}
 }
 
 // send tries the item once. An expired one never reaches the wire.
 func (h *hub) send(it *item) error {
-	if e := it.envelope.ExpiresAt; !e.IsZero() && !time.Now().Before(e) {
+	if !h.bridge.owns(it.message.Stream) {
+		return ErrDisowned
+	}
+	if it.expired(time.Now()) {
 		return &Error{Class: Refused, Op: "send", Reason: ReasonExpired, Err: errExpired}
+	}
+	if err := h.bridge.record(it, h.name); err != nil {
+		return err
 	}
 	it.attempts++
 	return h.sender.Send(h.bridge.sendCtx, it.envelope)
 }
 
-// finish acts on the outcome of a send and returns the lane to go on with.
-func (h *hub) finish(l *lane, it *item, err error) *lane {
+// finish acts on the outcome of a send and returns what to go on with.
+func (h *hub) finish(done job, err error) (job, bool) {
+	l, it := done.lane, done.item
 	v := judge(it, err, h.bridge.retryNoDevice[it.envelope.Route])
 	h.bridge.metrics.sends(h.name, err)
 	// Settle before the lane goes on, so that acks leave in the lane's order.
 	switch v.step {
 	case stepAccepted:
-		it.of.resolve(it.receipt("accepted", h.name))
+		h.end(it, StatusAccepted, nil)
 	case stepDead:
-		h.bridge.dead.bury(it.burial(v.reason, err, h.name))
+		h.end(it, "", it.letter(v.reason, err, h.name))
 	}
 
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.inFlight--
-	h.alone = false
-	if h.gate.outcome(l.device, err, time.Now()) {
-		h.logGate()
-	}
+	it.flying = false
+	h.landed(l)
+	h.learn(done, err)
+	replaced := false
 	switch {
 	case v.step == stepAccepted, v.step == stepDead:
-		h.advance(l)
-	case v.step == stepReturn, h.draining && it.of.durable():
-		it.letGo(h.name)
-		h.advance(l)
+		h.remove(l, it)
+	case v.step == stepReturn, l.orphan, h.draining && it.durable():
+		it.letGo(h)
+		h.remove(l, it)
+	case it.superseded:
+		replaced = true
+		h.remove(l, it)
+	case v.step == stepProbe:
+		h.await(l, it, err)
 	case v.step == stepWait:
-		if e, ok := errors.AsType[*Error](err); ok && e.Class == QueueFull {
-			v.wait = max(v.wait, h.gate.pace())
-		}
 		h.hold(l, it, v.wait, err)
-	default: // stepAgain
-		h.again(l)
+	case v.step == stepDisowned:
+		l.waits = true // until Receive says so too
 	}
-	next := h.next()
+	h.list(l)
+	j, ok := h.next()
 	h.dispatch()
-	return next
+	h.mu.Unlock()
+	if replaced {
+		h.replace(it)
+	}
+	return j, ok
 }
 
-// advance drops the lane's head and makes it ready for its next. The caller holds mu.
-func (h *hub) advance(l *lane) {
-	l.queue[0] = nil
-	l.queue = l.queue[1:]
-	l.warned = false
-	if len(l.queue) > 0 {
-		l.state = laneReady
-		h.ready.push(l)
+// learn has gate and budget draw their conclusions from a send's end. The caller holds mu.
+func (h *hub) learn(j job, err error) {
+	now := time.Now()
+	if h.gate.outcome(j.lane.key.device, j.epoch, err, now) {
+		h.logGate()
+	}
+	e, failed := errors.AsType[*Error](err)
+	switch {
+	case err == nil:
+		h.budget.accepted(now, j.item.envelope.Size())
+	case !failed:
+	case e.Class == Throttled:
+		h.budget.throttled(j.begun, now)
+		if now.Sub(h.slowed) > time.Minute {
+			h.slowed = now
+			h.slowedBy = e.Error()
+			h.log.Warn("the hub throttles; sending slower", "pace", h.budget.status(now).String(), "err", err)
+		}
+	case e.Class == QueueFull, e.Class == NoDevice, e.Class == Refused && e.Condition != "":
+		h.budget.answered(now)
+	}
+}
+
+// remove drops an item that has its fate, and the lane with its last one. The caller holds mu.
+func (h *hub) remove(l *lane, it *item) {
+	l.drop(it)
+	if l.warned {
+		l.warned = false
+		h.probes.forget(l)
+	}
+	h.tidy(l)
+}
+
+// tidy forgets a lane that has nothing any more. The caller holds mu.
+func (h *hub) tidy(l *lane) {
+	if l.stored == 0 && len(l.tail) == 0 {
+		l.spills = false
+	}
+	if !l.empty() || l.parking {
 		return
 	}
-	delete(h.lanes, l.device)
-	h.gate.forget(l.device)
+	if l.timer != nil {
+		l.timer.Stop()
+		l.timer = nil
+	}
+	h.probes.forget(l)
+	if h.lanes[l.key] == l {
+		delete(h.lanes, l.key)
+		h.gate.forget(l.key.device)
+	}
 	if h.draining && len(h.lanes) == 0 {
+		h.finished()
+	}
+}
+
+func (h *hub) finished() {
+	select {
+	case <-h.drained:
+	default:
 		close(h.drained)
 	}
 }
 
-// again puts the lane back for its head to be sent once more.
-func (h *hub) again(l *lane) {
-	l.state = laneReady
-	if l.queue[0].linkBreaks >= soloAfter {
-		h.solo.push(l)
-		return
+// hold keeps the lane out of the ready list for a while. The caller holds mu.
+func (h *hub) hold(l *lane, it *item, wait time.Duration, err error) {
+	h.waiting(l, it, err)
+	if l.timer != nil {
+		l.timer.Stop()
 	}
-	h.ready.push(l)
+	l.timer = time.AfterFunc(wait, func() { h.resume(l) })
 }
 
-// hold keeps the lane out of the ready list for a while.
-func (h *hub) hold(l *lane, it *item, wait time.Duration, err error) {
-	if !l.warned {
+// await keeps the lane out of the ready list until it is probed: what it waits for
+// is its device's matter. The caller holds mu.
+func (h *hub) await(l *lane, it *item, err error) {
+	h.waiting(l, it, err)
+	h.probes.wait(l, l.key.device, time.Now())
+	h.putBack(l, it)
+}
+
+// waiting notes that a lane waits. The caller holds mu.
+func (h *hub) waiting(l *lane, it *item, err error) {
+	e, ok := errors.AsType[*Error](err)
+	if !l.warned && !(ok && e.Class == Unrecorded) { // that is about NATS, and told once
 		l.warned = true
-		h.log.Warn("device waits", "device_id", l.device, "route", it.envelope.Route, "message_id", it.envelope.MessageID, "err", err)
+		h.log.Warn("device waits", "device_id", l.key.device, "route", it.envelope.Route, "message_id", it.envelope.MessageID, "err", err)
 	}
-	l.state = laneWaiting
-	l.timer = time.AfterFunc(wait, func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		l.timer = nil
-		if len(l.queue) == 0 {
-			return // given back meanwhile
-		}
-		h.again(l)
+	l.waits = true
+	if h.room.crowded() && h.bridge.parker.mailbox != nil && l.key.stream != "" && !l.key.unordered {
+		h.spill(l) // what waits must not hold the places of what could go
+	}
+}
+
+// putBack takes a head that is in the mailbox out of memory, which many devices
+// without room would fill with their heads. The caller holds mu.
+func (h *hub) putBack(l *lane, it *item) {
+	entry := it.entry.Load()
+	if entry == 0 || l.key.unordered {
+		return
+	}
+	l.drop(it)
+	l.stored++
+	l.above = entry - 1
+	l.tries, l.triesOf = &it.tries, entry
+	h.bridge.metrics.fate(it.parked())
+}
+
+// resume ends a lane's wait.
+func (h *hub) resume(l *lane) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l.waits, l.timer = false, nil
+	h.list(l)
+	h.dispatch()
+}
+
+// freed is the hub's word, by feedback, that a device's queue has room for one more.
+func (h *hub) freed(device string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.probes.wake(device) {
 		h.dispatch()
-	})
+	}
 }
 
 func (h *hub) logGate() {
@@ -221,17 +546,36 @@ func (h *hub) logGate() {
 	h.log.Info("hub serves again")
 }
 
+// disown lets go of all that came from a stream that another process may own by now.
+func (h *hub) disown(stream string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for key, l := range h.lanes {
+		if key.stream != stream {
+			continue
+		}
+		l.orphan = true
+		h.probes.forget(l)
+		h.release(l)
+		delete(h.lanes, key)
+	}
+	h.dispatch()
+}
+
 // drain lets go of all that is not in flight and can come again, and waits for
 // the rest until ctx is done.
 func (h *hub) drain(ctx context.Context) {
 	h.mu.Lock()
 	h.draining = true
-	h.ready, h.solo = fifo{}, fifo{}
+	h.ready, h.solo = levels{}, fifo{}
 	for _, l := range h.lanes {
+		l.listed = false
 		h.release(l)
+		h.tidy(l)
+		h.list(l)
 	}
 	if len(h.lanes) == 0 {
-		close(h.drained)
+		h.finished()
 	}
 	h.dispatch()
 	h.mu.Unlock()
@@ -241,24 +585,21 @@ func (h *hub) drain(ctx context.Context) {
 	}
 }
 
-// release gives back the lane's durable items, but not one in flight, and lists
-// the lane again if anything is left. The caller holds mu and has emptied the lists.
+// release gives back the lane's durable items, but not those in flight. The caller holds mu.
 func (h *hub) release(l *lane) {
-	kept := l.queue[:0]
-	for i, it := range l.queue {
-		if it.of.durable() && !(i == 0 && l.state == laneSending) {
-			it.letGo(h.name)
-			continue
+	l.stored = 0 // they stay in the mailbox
+	for _, list := range []*[]*item{&l.heads, &l.tail} {
+		kept := (*list)[:0]
+		for _, it := range *list {
+			if it.durable() && !it.flying {
+				it.letGo(h)
+				l.bytes -= it.size
+				continue
+			}
+			kept = append(kept, it)
 		}
-		kept = append(kept, it)
-	}
-	clear(l.queue[len(kept):])
-	l.queue = kept
-	switch {
-	case len(kept) == 0:
-		delete(h.lanes, l.device)
-	case l.state == laneReady:
-		h.again(l)
+		clear((*list)[len(kept):])
+		*list = kept
 	}
 }
 
@@ -277,28 +618,13 @@ func (h *hub) close() {
 		if l.timer != nil {
 			l.timer.Stop()
 		}
-		for _, it := range l.queue {
-			it.letGo(h.name)
+		for _, it := range l.heads {
+			it.letGo(h)
 		}
-		l.queue = nil
+		for _, it := range l.tail {
+			it.letGo(h)
+		}
 	}
 	clear(h.lanes)
-	h.ready, h.solo = fifo{}, fifo{}
-}
-
-// status is a snapshot for humans.
-func (h *hub) status() HubStatus {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	s := HubStatus{Name: h.name, State: "open", InFlight: h.inFlight, Window: h.gate.limit, Lanes: len(h.lanes)}
-	for _, l := range h.lanes {
-		s.Waiting += len(l.queue)
-		if l.state == laneWaiting {
-			s.LanesWaiting++
-		}
-	}
-	if h.gate.closed {
-		s.State, s.Cause, s.Until = h.gate.class.String(), h.gate.cause, h.gate.until
-	}
-	return s
+	h.ready, h.solo = levels{}, fifo{}
 }

@@ -3,72 +3,152 @@ package bridge
 import (
 	"slices"
 	"time"
-
-	"github.com/cenkalti/backoff/v5"
-
-	"downlink/mapping"
 )
 
-// item is one target of one delivery: an envelope on its way.
-type item struct {
-	of       *held
-	envelope *mapping.Envelope
-
-	// Only the goroutine that sends the item touches these.
-	attempts     int
-	linkBreaks   int
-	unknowns     int
-	backoff      *backoff.ExponentialBackOff
-	backoffClass Class
-}
-
-// lane holds one device's items in order. It exists while it has any. The head
-// stays in the queue until its fate is decided; the hub's mutex guards it all.
-type lane struct {
-	device string
-	queue  []*item
-	state  laneState
-	timer  *time.Timer // while waiting
-	warned bool        // this streak of waiting has been logged
-}
-
-type laneState int
-
+// A lane in memory holds at most so much; what is beyond it is parked in the mailbox.
 const (
-	laneReady   laneState = iota // in the hub's ready list
-	laneSending                  // its head is in flight
-	laneWaiting                  // its head waits for its timer
+	laneItems = 64
+	laneBytes = 1 << 20
+	parallel  = 8 // in flight a device, of routes with order: none
 )
 
-// fifo is a queue of lanes that are ready, the longest waiting first: one turn
-// each, which makes the hub fair among devices however much one of them has.
-type fifo struct {
-	lanes []*lane
-	first int
+// laneKey: order is kept for each device and source stream. Routes with order: none have a lane of their own.
+type laneKey struct {
+	device, stream string
+	unordered      bool
 }
 
-func (f *fifo) len() int { return len(f.lanes) - f.first }
+func keyOf(it *item) laneKey {
+	return laneKey{it.envelope.Device, it.message.Stream, it.envelope.Unordered}
+}
 
-func (f *fifo) push(l *lane) { f.lanes = append(f.lanes, l) }
+// lane is one device's messages of one source stream. It exists while it has any.
+// Their order is: heads, then what is in the mailbox, then tail. The hub's mutex
+// guards it all.
+type lane struct {
+	key      laneKey
+	heads    []*item   // taken up: in flight, or kept for another try
+	stored   uint64    // entries of the mailbox not taken up
+	tail     []*item   // not taken up, and not in the mailbox yet
+	bytes    int       // of heads and tail
+	above    uint64    // the last entry taken up
+	due      time.Time // when its next entry may have expired; zero: not known
+	tries    *tries    // of an entry that was taken up and put back
+	triesOf  uint64    // that entry
+	gone     map[uint64]struct{}
+	priority int // of the latest message seen
 
-// take removes the first lane that wanted accepts; nil: none does.
-func (f *fifo) take(wanted func(*lane) bool) *lane {
-	for i := f.first; i < len(f.lanes); i++ {
-		if l := f.lanes[i]; wanted(l) {
-			f.lanes = slices.Delete(f.lanes, i, i+1)
-			return l
+	flying  int  // sends and loads under way
+	listed  bool // in the hub's ready list
+	spills  bool // bound exceeded: all of it goes to the mailbox
+	parking bool // the parker has it
+	orphan  bool // its source has another owner by now; what is in flight comes to its end
+	// inherited: it had entries when this process became the owner.
+	inherited bool
+
+	waits  bool // its head waits: for its timer, or among the hub's probes
+	timer  *time.Timer
+	warned bool // this streak of waiting has been logged
+}
+
+func (l *lane) box(hub string) Box { return Box{Hub: hub, Device: l.key.device, Stream: l.key.stream} }
+
+func (l *lane) limit() int {
+	if l.key.unordered {
+		return parallel
+	}
+	return 1
+}
+
+func (l *lane) empty() bool {
+	return len(l.heads)+len(l.tail) == 0 && l.stored == 0 && l.flying == 0
+}
+
+// full reports whether it holds more in memory than it may.
+func (l *lane) full() bool {
+	return len(l.heads)+len(l.tail) > laneItems || l.bytes > laneBytes
+}
+
+// kept is the first head that waits for another try.
+func (l *lane) kept() *item {
+	for _, it := range l.heads {
+		if !it.flying {
+			return it
 		}
 	}
 	return nil
 }
 
-func (f *fifo) pop() *lane {
-	l := f.lanes[f.first]
-	f.lanes[f.first] = nil
-	if f.first++; f.first*2 >= len(f.lanes) {
-		n := copy(f.lanes, f.lanes[f.first:])
-		clear(f.lanes[n:])
-		f.lanes, f.first = f.lanes[:n], 0
+// next reports what the lane could start: a message from memory, or (load) its next entry of the mailbox.
+func (l *lane) next() (it *item, load, ok bool) {
+	switch {
+	case l.waits || l.flying >= l.limit():
+		return nil, false, false
+	case l.kept() != nil:
+		return l.kept(), false, true
+	case l.stored > 0:
+		return nil, true, true
+	case len(l.tail) > 0 && (!l.tail[0].group || l.tail[0].unstorable):
+		return l.tail[0], false, true
 	}
-	return l
+	return nil, false, false
+}
+
+// take starts what next has found.
+func (l *lane) take() *item {
+	it, _, _ := l.next()
+	l.flying++
+	if it == nil {
+		return nil
+	}
+	if !slices.Contains(l.heads, it) {
+		l.tail = slices.Delete(l.tail, 0, 1)
+		l.heads = append(l.heads, it)
+	}
+	it.flying = true
+	return it
+}
+
+// unparked is the first message that is not in the mailbox and should be.
+func (l *lane) unparked() *item {
+	for _, it := range l.heads {
+		if it.unstorable {
+			return nil // nothing behind it may be stored before it has its fate, or it would come first
+		}
+		if !it.left.Load() {
+			return it
+		}
+	}
+	if len(l.tail) > 0 && !l.tail[0].unstorable {
+		return l.tail[0]
+	}
+	return nil
+}
+
+// drop removes one item.
+func (l *lane) drop(it *item) {
+	if i := slices.Index(l.heads, it); i >= 0 {
+		l.heads = slices.Delete(l.heads, i, i+1)
+	} else if i := slices.Index(l.tail, it); i >= 0 {
+		l.tail = slices.Delete(l.tail, i, i+1)
+	} else {
+		return
+	}
+	l.bytes -= it.size
+}
+
+// stale removes and returns what waits in memory with this coalescing key, and
+// marks what is in flight: a newer message is here.
+func (l *lane) stale(key string, before *item) (out []*item) {
+	for _, it := range slices.Concat(l.heads, l.tail) {
+		switch {
+		case it == before || it.envelope.Coalesce != key:
+		case it.flying:
+			it.superseded = true
+		default:
+			l.drop(it)
+			out = append(out, it)
+		}
+	}
+	return out
 }

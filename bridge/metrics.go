@@ -10,13 +10,16 @@ import (
 )
 
 // Status is a snapshot of the engine for /status. The balance holds at rest:
-// received + expanded = accepted + dead + dropped + returned + waiting.
+// received + expanded + restored = accepted + dead + dropped + replaced + parked + returned + waiting.
 type Status struct {
 	Received uint64      `json:"received"`
 	Expanded uint64      `json:"expanded"`
+	Restored uint64      `json:"restored"` // taken up from the mailbox
 	Accepted uint64      `json:"accepted"`
 	Dead     uint64      `json:"dead"`
 	Dropped  uint64      `json:"dropped"`
+	Replaced uint64      `json:"replaced"`
+	Parked   uint64      `json:"parked"` // put into the mailbox
 	Returned uint64      `json:"returned"`
 	Waiting  uint64      `json:"waiting"`
 	Hubs     []HubStatus `json:"hubs"`
@@ -24,15 +27,18 @@ type Status struct {
 
 // HubStatus is one hub's part of Status.
 type HubStatus struct {
-	Name         string    `json:"name"`
-	State        string    `json:"state"` // open, or the class it waits for
-	Cause        string    `json:"cause,omitempty"`
-	Until        time.Time `json:"until,omitzero"`
-	InFlight     int       `json:"in_flight"`
-	Window       int       `json:"window"`
-	Lanes        int       `json:"lanes"`
-	LanesWaiting int       `json:"lanes_waiting"`
-	Waiting      int       `json:"waiting"` // messages in lanes, those in flight included
+	Name         string     `json:"name"`
+	State        string     `json:"state"` // open, or the class it waits for
+	Cause        string     `json:"cause,omitempty"`
+	Until        time.Time  `json:"until,omitzero"`
+	InFlight     int        `json:"in_flight"`
+	Window       int        `json:"window"`
+	Pace         PaceStatus `json:"pace"`
+	DrainSeconds float64    `json:"drain_seconds"` // until all that waits is sent, at this pace; 0: not known
+	Lanes        int        `json:"lanes"`
+	LanesWaiting int        `json:"lanes_waiting"`
+	Waiting      int        `json:"waiting"` // messages in lanes, those in flight included
+	Mailbox      uint64     `json:"mailbox"` // messages in the mailbox beside those
 }
 
 // Status takes a snapshot. Safe for concurrent use, also while Run runs.
@@ -42,9 +48,10 @@ func (b *Bridge) Status() Status {
 		// What ends a message is read before what begins one, so that a message
 		// passing meanwhile counts as waiting and never as less than nothing.
 		Accepted: t.accepted.Load(), Dead: t.dead.Load(), Dropped: t.dropped.Load(), Returned: t.returned.Load(),
+		Replaced: t.replaced.Load(), Parked: t.parked.Load(),
 	}
-	s.Received, s.Expanded = t.received.Load(), t.expanded.Load()
-	s.Waiting = s.Received + s.Expanded - s.Accepted - s.Dead - s.Dropped - s.Returned
+	s.Received, s.Expanded, s.Restored = t.received.Load(), t.expanded.Load(), t.restored.Load()
+	s.Waiting = s.Received + s.Expanded + s.Restored - s.Accepted - s.Dead - s.Dropped - s.Replaced - s.Parked - s.Returned
 	for _, h := range b.options.Hubs {
 		s.Hubs = append(s.Hubs, b.hubs[h.Name].status())
 	}
@@ -53,7 +60,9 @@ func (b *Bridge) Status() Status {
 
 // metrics counts fates. Labels are routes, reasons and classes: never a device.
 type metrics struct {
-	totals struct{ received, expanded, accepted, dead, dropped, returned atomic.Uint64 }
+	totals struct {
+		received, expanded, restored, accepted, dead, dropped, replaced, parked, returned atomic.Uint64
+	}
 
 	mu      sync.Mutex
 	byFate  map[fateKey]uint64
@@ -72,14 +81,20 @@ func (m *metrics) received(targets int) {
 	m.totals.expanded.Add(uint64(targets - 1))
 }
 
+func (m *metrics) restored() { m.totals.restored.Add(1) }
+
 func (m *metrics) returned(n uint64) { m.totals.returned.Add(n) }
 
 func (m *metrics) fate(r Receipt) {
 	switch r.Status {
-	case "accepted":
+	case StatusAccepted:
 		m.totals.accepted.Add(1)
-	case "dead":
+	case StatusDead:
 		m.totals.dead.Add(1)
+	case StatusReplaced:
+		m.totals.replaced.Add(1)
+	case statusParked:
+		m.totals.parked.Add(1)
 	default:
 		m.totals.dropped.Add(1)
 	}
@@ -103,12 +118,16 @@ func (m *metrics) sends(hub string, err error) {
 var (
 	descReceived = prometheus.NewDesc("downlink_bridge_received_total", "Deliveries received from NATS.", nil, nil)
 	descExpanded = prometheus.NewDesc("downlink_bridge_expanded_total", "Targets beyond the first of a delivery.", nil, nil)
-	descFates    = prometheus.NewDesc("downlink_bridge_messages_total", "Targets by fate: accepted, dead or dropped, with the reason.", []string{"route", "fate", "reason"}, nil)
+	descFates    = prometheus.NewDesc("downlink_bridge_messages_total", "Targets by fate: accepted, dead, dropped, replaced or parked (put into the mailbox), with the reason.", []string{"route", "fate", "reason"}, nil)
+	descRestored = prometheus.NewDesc("downlink_bridge_restored_total", "Targets taken up from the mailbox.", nil, nil)
+	descMailbox  = prometheus.NewDesc("downlink_bridge_mailbox", "Messages in the mailbox that are not in memory.", []string{"hub"}, nil)
 	descReturned = prometheus.NewDesc("downlink_bridge_returned_total", "Targets let go at shutdown; their messages come again.", nil, nil)
 	descWaiting  = prometheus.NewDesc("downlink_bridge_waiting", "Targets without a fate yet.", nil, nil)
 	descSends    = prometheus.NewDesc("downlink_bridge_sends_total", "Sends by the hub's outcome.", []string{"hub", "outcome"}, nil)
 	descInFlight = prometheus.NewDesc("downlink_bridge_in_flight", "Sends in flight.", []string{"hub"}, nil)
-	descWindow   = prometheus.NewDesc("downlink_bridge_window", "Sends that may be in flight now; the hub's throttle lowers it.", []string{"hub"}, nil)
+	descWindow   = prometheus.NewDesc("downlink_bridge_window", "Sends that may be in flight.", []string{"hub"}, nil)
+	descRate     = prometheus.NewDesc("downlink_bridge_rate", "Messages a second that the hub is sent now at most; 0 when nothing limits it.", []string{"hub"}, nil)
+	descDaily    = prometheus.NewDesc("downlink_bridge_quota_used", "The day's messages of this process, in the blocks of the hub's quota.", []string{"hub"}, nil)
 	descLanes    = prometheus.NewDesc("downlink_bridge_lanes", "Devices with messages, by state.", []string{"hub", "state"}, nil)
 	descOpen     = prometheus.NewDesc("downlink_bridge_hub_open", "1 when the hub takes messages, 0 when it waits (throttled, quota, unauthorized).", []string{"hub"}, nil)
 )
@@ -118,7 +137,7 @@ type collector struct{ b *Bridge }
 
 // Describe implements prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descReceived, descExpanded, descFates, descReturned, descWaiting, descSends, descInFlight, descWindow, descLanes, descOpen} {
+	for _, d := range []*prometheus.Desc{descReceived, descExpanded, descRestored, descMailbox, descFates, descReturned, descWaiting, descSends, descInFlight, descWindow, descRate, descDaily, descLanes, descOpen} {
 		ch <- d
 	}
 }
@@ -134,11 +153,15 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	s := c.b.Status()
 	counter(descReceived, s.Received)
 	counter(descExpanded, s.Expanded)
+	counter(descRestored, s.Restored)
 	counter(descReturned, s.Returned)
 	gauge(descWaiting, int(s.Waiting))
 	for _, h := range s.Hubs {
+		gauge(descMailbox, int(h.Mailbox), h.Name)
 		gauge(descInFlight, h.InFlight, h.Name)
 		gauge(descWindow, h.Window, h.Name)
+		ch <- prometheus.MustNewConstMetric(descRate, prometheus.GaugeValue, h.Pace.Rate, h.Name)
+		gauge(descDaily, int(h.Pace.Used), h.Name)
 		gauge(descLanes, h.LanesWaiting, h.Name, "waiting")
 		gauge(descLanes, h.Lanes-h.LanesWaiting, h.Name, "flowing")
 		open := 1
@@ -156,4 +179,30 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for k, v := range m.bySends {
 		counter(descSends, v, k.hub, k.outcome)
 	}
+}
+
+// status is a snapshot for humans.
+func (h *hub) status() HubStatus {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := HubStatus{Name: h.name, State: "open", InFlight: h.inFlight, Window: h.window, Lanes: len(h.lanes)}
+	for _, l := range h.lanes {
+		s.Waiting += len(l.heads) + len(l.tail)
+		s.Mailbox += l.stored
+		if l.waits {
+			s.LanesWaiting++
+		}
+	}
+	now := time.Now()
+	s.Pace = h.budget.status(now)
+	s.DrainSeconds = h.budget.timeToDrain(uint64(s.Waiting)+s.Mailbox, now).Seconds()
+	switch {
+	case h.gate.closed:
+		s.State, s.Cause, s.Until = h.gate.class.String(), h.gate.cause, h.gate.until
+	case s.Pace.Exhausted:
+		s.State, s.Cause, s.Until = "quota", "the day's quota is used up by what this bridge sent", s.Pace.Until
+	case !s.Pace.Until.IsZero():
+		s.State, s.Cause, s.Until = Throttled.String(), "the hub throttles every message: "+h.slowedBy, s.Pace.Until
+	}
+	return s
 }

@@ -58,6 +58,12 @@ func (l *testLog) Write(p []byte) (int, error) {
 	return l.text.Write(p)
 }
 
+func (l *testLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 func (l *testLog) end() {
 	if l.t.Failed() {
 		l.t.Log(l.text.String())
@@ -70,7 +76,7 @@ func embeddedHub(hub *bridgetest.Hub) *app.EmbeddedHub {
 	}
 	return &app.EmbeddedHub{
 		ServiceConnectionString: hub.ServiceConnectionString, DeviceConnectionString: hub.Hub.DeviceConnectionString,
-		AMQPAddress: hub.AMQPAddr(), MQTTAddress: hub.MQTTAddr(), RootCAs: hub.RootCAs(),
+		AMQPAddress: hub.AMQPAddr(), MQTTAddress: hub.MQTTAddr(), HTTPSAddress: hub.HTTPAddr(), RootCAs: hub.RootCAs(),
 	}
 }
 
@@ -103,7 +109,7 @@ version: 1
 http: "off"
 bridge:
   nats: {url: [%q]}
-  hubs: [{name: main, embedded: true}]
+  hubs: [{name: main, embedded: true, rate: 2000}] # without a rate one throttle answer would slow the tests down
   routes:
     - name: commands
       subject: "cmd.{site}.{device}.{verb}"

@@ -43,7 +43,12 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	if o.Sources, err = a.buildSources(c, table, nats); err != nil {
 		return err
 	}
-	if o.Hubs, err = a.buildHubs(c.Hubs); err != nil {
+	r, err := a.buildReceipts(c, nats)
+	if err != nil {
+		return err
+	}
+	o.Receipts = r.store
+	if o.Hubs, err = a.buildHubs(c, r); err != nil {
 		return err
 	}
 	dead, err := natsio.NewDeadLetters(a.deadOptions(c, nats))
@@ -151,21 +156,23 @@ func routesOf(routes []config.Route, stream string) []string {
 	return names
 }
 
-func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
+func (a *App) buildHubs(c *config.Bridge, r *receipts) ([]bridge.HubOptions, error) {
 	var list []bridge.HubOptions
-	for _, h := range hubs {
-		o := hubservice.Options{
-			Hub: h.Name, ConnectionString: h.ConnectionString.Reveal(), Address: h.AMQPAddress, Window: h.Window, Logger: a.options.Logger,
+	for i, h := range c.Hubs {
+		o, err := HubOptions(h)
+		if err != nil {
+			return nil, fmt.Errorf("hub %s: %w", h.Name, err)
 		}
-		var err error
+		o.Logger = a.options.Logger
 		if h.Embedded {
 			e := a.options.EmbeddedHub
 			if e == nil {
 				return nil, fmt.Errorf("hub %s: embedded, but this process has no embedded hub", h.Name)
 			}
 			o.ConnectionString, o.Address, o.RootCAs = e.ServiceConnectionString, e.AMQPAddress, e.RootCAs
-		} else if o.RootCAs, err = RootCAs(h.CAFile); err != nil {
-			return nil, fmt.Errorf("hub %s: ca_file: %w", h.Name, err)
+			if o.WebSocket {
+				o.Address = e.HTTPSAddress
+			}
 		}
 		client, err := hubservice.New(o)
 		if err != nil {
@@ -174,9 +181,46 @@ func (a *App) buildHubs(hubs []config.Hub) ([]bridge.HubOptions, error) {
 		a.checks = append(a.checks, client.Ready)
 		a.statuses["hub "+h.Name] = func() any { return client.Stats() }
 		a.parts.add(layerClients, "hub "+h.Name, client.Run)
-		list = append(list, bridge.HubOptions{Name: h.Name, Sender: client, Window: h.Window})
+		if err := a.buildFeedback(h, c.Routes, i == 0, client, r); err != nil {
+			return nil, err
+		}
+		list = append(list, bridge.HubOptions{Name: h.Name, Sender: client, Window: h.Window, Pace: pace(&h)})
 	}
 	return list, nil
+}
+
+func pace(h *config.Hub) bridge.PaceOptions {
+	return bridge.PaceOptions{Tier: h.Tier, Units: h.Units, Rate: h.Rate, Share: h.Share, DailyMessages: int64(h.DailyMessages)}
+}
+
+// HubOptions says how to reach a hub that is not embedded, as the configuration
+// has it. The error is about its CA file.
+func HubOptions(h config.Hub) (hubservice.Options, error) {
+	o := hubservice.Options{
+		Hub: h.Name, ConnectionString: h.ConnectionString.Reveal(), SecondaryConnectionString: h.SecondaryConnectionString.Reveal(),
+		Address: h.AMQPAddress, Window: h.Window,
+	}
+	if h.InFiles() {
+		o.Reread = h.ReadAgain
+	}
+	if h.Transport == "websocket" {
+		o.WebSocket, o.Address = true, h.HTTPSAddress
+	}
+	if e := h.Entra; e != nil {
+		o.Host = h.Host
+		o.Entra = &hubservice.Entra{
+			TenantID: e.TenantID, ClientID: e.ClientID, ClientSecretFile: e.ClientSecretFile,
+			ClientCertificateFile: e.ClientCertificateFile, Authority: e.Authority,
+		}
+		if e.Identity != "default" {
+			o.Entra.Identity = e.Identity
+		}
+	}
+	var err error
+	if o.RootCAs, err = RootCAs(h.CAFile); err != nil {
+		return o, fmt.Errorf("ca_file: %w", err)
+	}
+	return o, nil
 }
 
 func (a *App) deadOptions(c *config.Bridge, nats *natsio.Conn) natsio.DeadLettersOptions {

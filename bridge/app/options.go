@@ -25,5 +25,6 @@ type EmbeddedHub struct {
 	DeviceConnectionString func(device string) (string, error)
 	AMQPAddress            string // host:port
 	MQTTAddress            string // host:port
+	HTTPSAddress           string // host:port
 	RootCAs                *x509.CertPool
 }

@@ -118,18 +118,60 @@ type Hub struct {
 	Name string `yaml:"name"`
 	// ConnectionString is a service connection string with the ServiceConnect right; prefer the file.
 	ConnectionString Secret `yaml:"connection_string"`
-	// ConnectionStringFile is a file that holds the connection string. Exactly one of the two, unless embedded.
+	// ConnectionStringFile is a file that holds the connection string. Exactly one of the two, unless embedded or entra. It is read again when it changes.
 	ConnectionStringFile string `yaml:"connection_string_file"`
+	// SecondaryConnectionString is used while the hub refuses the first, and tried after it from then on; prefer the file.
+	SecondaryConnectionString Secret `yaml:"secondary_connection_string"`
+	// SecondaryConnectionStringFile is a file that holds the secondary connection string. It is read again when it changes.
+	SecondaryConnectionStringFile string `yaml:"secondary_connection_string_file"`
+	// Entra authorizes with Microsoft Entra ID instead of a connection string; entra: {} takes what the machine offers.
+	Entra *Entra `yaml:"entra"`
+	// Host is the hub's host name, such as my-hub.azure-devices.net, with entra.
+	Host string `yaml:"host"`
 	// Embedded uses the embedded hub of this process.
 	Embedded bool `yaml:"embedded"`
+	// Transport is amqp (default) or websocket: AMQP through HTTPS, and through the proxy that HTTPS_PROXY and NO_PROXY name.
+	Transport string `yaml:"transport"`
 	// AMQPAddress is host:port when it is not the hub's name and 5671.
 	AMQPAddress string `yaml:"amqp_address"`
+	// HTTPSAddress is host:port for transport: websocket when it is not the hub's name and 443.
+	HTTPSAddress string `yaml:"https_address"`
 	// CAFile adds a CA to trust, such as that of downlink hub.
 	CAFile string `yaml:"ca_file"`
 	// Window is how many messages may be in flight to the hub at once. Default 512.
 	Window int `yaml:"window"`
+	// Tier is F1, S1, S2 or S3: how fast the hub may be sent to, and its daily quota. Without tier and rate the pace is learned from its answers.
+	Tier string `yaml:"tier"`
+	// Units is the hub's number of units of its tier. Default 1.
+	Units int `yaml:"units"`
+	// Rate is in messages a second, instead of the tier's; it may have a fraction, such as 0.5.
+	Rate float64 `yaml:"rate"`
+	// Share is this bridge's part, above 0 and up to 1, of the hub's rate and daily quota; the rest is left to other senders. It goes with tier, rate or daily_messages. Default 1.
+	Share float64 `yaml:"share"`
+	// DailyMessages is the quota of a day (UTC), in blocks of 4 KB (tier F1: 0.5 KB), instead of the tier's. At the limit the hub pauses until 00:00 UTC.
+	DailyMessages int `yaml:"daily_messages"`
 	// PropertyCharset is utf8 (default) or documented: the hub's documented set of ASCII characters only.
 	PropertyCharset string `yaml:"property_charset"`
+	// Feedback says when the hub's feedback is read: auto (default: once a message to the hub asked for it, by ack or by waiting for completed), always or never. A hub has one feedback queue: what is read here no other reader gets, so records of other senders are published as receipts, too.
+	Feedback string `yaml:"feedback"`
+}
+
+// Entra is who the bridge is to Microsoft Entra ID. Empty, it is what azidentity's
+// DefaultAzureCredential finds: the environment, workload identity, managed
+// identity, or the developer's az login.
+type Entra struct {
+	// TenantID is the directory's ID or domain.
+	TenantID string `yaml:"tenant_id"`
+	// ClientID is the application's, or the user-assigned managed identity's.
+	ClientID string `yaml:"client_id"`
+	// ClientSecretFile is a file that holds the application's secret. It is read for every token.
+	ClientSecretFile string `yaml:"client_secret_file"`
+	// ClientCertificateFile is a file that holds the application's certificate and private key (PEM, or PKCS #12 without a password). It is read for every token.
+	ClientCertificateFile string `yaml:"client_certificate_file"`
+	// Identity is default (default), managed (the machine's managed identity) or workload (a federated Kubernetes service account).
+	Identity string `yaml:"identity"`
+	// Authority is where tokens come from when it is not Azure's public cloud, such as https://login.microsoftonline.us/.
+	Authority string `yaml:"authority"`
 }
 
 // Route is a mapping route and how its stream is consumed.
@@ -153,6 +195,10 @@ type Storage struct {
 	DeadMaxAge time.Duration `yaml:"dead_max_age"`
 	// DeadMaxBytes bounds their stream. Default 1GiB.
 	DeadMaxBytes int64 `yaml:"dead_max_bytes"`
+	// ReceiptsMaxAge is how long receipts are kept. Default 7d.
+	ReceiptsMaxAge time.Duration `yaml:"receipts_max_age"`
+	// ReceiptsMaxBytes bounds their stream, and the bucket of what still waits for feedback. Default 1GiB.
+	ReceiptsMaxBytes int64 `yaml:"receipts_max_bytes"`
 }
 
 // Relay is the device side.

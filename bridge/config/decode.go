@@ -235,6 +235,8 @@ func typeName(t reflect.Type) string {
 		return "true or false"
 	case reflect.Int:
 		return "whole number"
+	case reflect.Float64:
+		return "number"
 	case reflect.Int64:
 		return "size"
 	case reflect.Slice:

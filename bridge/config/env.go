@@ -195,6 +195,8 @@ func (o *overlay) hub(s override) {
 	h := &b.Hubs[0]
 	if o.secret(s, "bridge.hubs[0]", &h.ConnectionString, &h.ConnectionStringFile) {
 		h.Embedded = false // the embedded hub is never in the path of a real connection string
+		h.Entra, h.Host = nil, ""
+		h.SecondaryConnectionString, h.SecondaryConnectionStringFile = Secret{}, "" // it belongs to what is replaced
 	}
 }
 
@@ -235,7 +237,7 @@ func (o *overlay) secret(s override, at string, value *Secret, file *string) boo
 	} else {
 		*value = NewSecret(s.value)
 	}
-	for _, key := range []string{".connection_string", ".connection_string_file", ".embedded"} {
+	for _, key := range []string{".connection_string", ".connection_string_file", ".embedded", ".entra", ".host", ".secondary_connection_string", ".secondary_connection_string_file"} {
 		delete(o.src.pos, at+key)
 	}
 	o.replaced(s.Path, s.origin)

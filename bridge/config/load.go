@@ -184,34 +184,34 @@ const maxSecret = 64 << 10
 // readSecrets reads the connection strings that stand in files of their own.
 func (p *problems) readSecrets(c *Config, side Side) {
 	read := func(at string, s *Secret, file string, check func(Secret) error) {
-		at += ".connection_string_file"
 		if file == "" || p.has(at) || p.failed[parent(at)] {
 			return
 		}
-		b, err := readFile(file, maxSecret)
+		secret, err := readSecret(file)
 		if err != nil {
-			p.addf(at, "cannot read the secret from %s: %w", file, reason(err))
+			p.add(at, err)
 			return
 		}
-		text, err := SecretText(b)
-		if err != nil {
-			p.addf(at, "%s %w", file, err)
-			return
-		}
-		*s = NewSecret(text)
-		s.file = file
+		*s = secret
 		if err := check(*s); err != nil {
 			p.addf(at, "%s: %w", file, err)
 		}
 	}
 	if b := c.Bridge; b != nil && side.has(BridgeSide) {
 		for i := range b.Hubs {
-			read("bridge.hubs["+itoa(i)+"]", &b.Hubs[i].ConnectionString, b.Hubs[i].ConnectionStringFile, checkHubString)
+			h, at := &b.Hubs[i], "bridge.hubs["+itoa(i)+"]"
+			read(at+".connection_string_file", &h.ConnectionString, h.ConnectionStringFile, checkHubString)
+			read(at+".secondary_connection_string_file", &h.SecondaryConnectionString, h.SecondaryConnectionStringFile, func(s Secret) error {
+				if err := checkHubString(s); err != nil {
+					return err
+				}
+				return sameHub(h.ConnectionString, s)
+			})
 		}
 	}
 	if r := c.Relay; r != nil && side.has(RelaySide) {
 		for i := range r.Devices {
-			read("relay.devices["+itoa(i)+"]", &r.Devices[i].ConnectionString, r.Devices[i].ConnectionStringFile, checkDeviceString)
+			read("relay.devices["+itoa(i)+"].connection_string_file", &r.Devices[i].ConnectionString, r.Devices[i].ConnectionStringFile, checkDeviceString)
 		}
 	}
 }

@@ -47,6 +47,18 @@ func TestFull(t *testing.T) {
 	require.Equal(t, service, b.Hubs[0].ConnectionString.Reveal())
 	require.Equal(t, "/etc/downlink/secrets/second", b.Hubs[1].ConnectionStringFile)
 	require.Equal(t, 10, b.Hubs[0].Window)
+	require.Equal(t, config.Hub{Tier: "S2", Units: 3, Rate: 2.5, Share: 0.25, DailyMessages: 1_000_000},
+		config.Hub{Tier: b.Hubs[0].Tier, Units: b.Hubs[0].Units, Rate: b.Hubs[0].Rate, Share: b.Hubs[0].Share, DailyMessages: b.Hubs[0].DailyMessages})
+	require.Equal(t, "HostName=h.azure-devices.net;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0Mg==", b.Hubs[0].SecondaryConnectionString.Reveal())
+	require.Equal(t, "amqp", b.Hubs[0].Transport)
+	require.Equal(t, "/etc/downlink/secrets/second-2", b.Hubs[1].SecondaryConnectionStringFile)
+	require.Equal(t, "websocket", b.Hubs[1].Transport)
+	require.Equal(t, "localhost:8443", b.Hubs[1].HTTPSAddress)
+	require.Equal(t, "third.azure-devices.net", b.Hubs[2].Host)
+	require.Equal(t, config.Entra{
+		TenantID: "11111111-2222-3333-4444-555555555555", ClientID: "66666666-7777-8888-9999-000000000000",
+		ClientSecretFile: "/etc/downlink/secrets/entra", Identity: "default", Authority: "https://login.microsoftonline.us/",
+	}, *b.Hubs[2].Entra)
 
 	route := b.Routes[1]
 	require.Equal(t, "Cmd.{site}.*.{rest...}", route.Subject, "case is kept")
@@ -63,6 +75,9 @@ func TestFull(t *testing.T) {
 	require.Equal(t, "3", b.Storage.Replicas)
 	require.Equal(t, 7*24*time.Hour, b.Storage.DeadMaxAge)
 	require.Equal(t, int64(64<<20), b.Storage.DeadMaxBytes)
+	require.Equal(t, 48*time.Hour, b.Storage.ReceiptsMaxAge)
+	require.Equal(t, int64(2<<20), b.Storage.ReceiptsMaxBytes)
+	require.Equal(t, []string{"never", "auto"}, []string{b.Hubs[0].Feedback, b.Hubs[1].Feedback})
 
 	require.Equal(t, config.EmbeddedNATS{
 		Listen: "127.0.0.1:0", StoreDir: "/etc/downlink/store",
@@ -71,7 +86,7 @@ func TestFull(t *testing.T) {
 	require.Equal(t, "pump-8", r.Devices[1].Embedded)
 
 	require.Equal(t, mapping.TableOptions{Name: "prod", Hubs: []mapping.HubOptions{
-		{Name: "main", DocumentedCharset: true}, {Name: "second"},
+		{Name: "main", DocumentedCharset: true}, {Name: "second"}, {Name: "third"},
 	}}, b.TableOptions())
 	require.Equal(t, b.Routes[1].Route, b.MappingRoutes()[1])
 	require.Equal(t, mapping.RelayOptions{Subject: "edge.{device}", AllowSubjects: []string{"cmd.>"}, Name: "pump-site"}, r.MappingOptions())
@@ -85,8 +100,8 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, 10*time.Second, c.ShutdownGrace)
 	require.Equal(t, "downlink", c.Bridge.Name)
 	require.Equal(t, config.NATS{Embedded: &config.EmbeddedNATS{Listen: "127.0.0.1:4222"}}, c.Bridge.NATS)
-	require.Equal(t, []config.Hub{{Name: "main", Embedded: true, Window: 512, PropertyCharset: "utf8"}}, c.Bridge.Hubs)
-	require.Equal(t, config.Storage{Create: &create, Replicas: "source", DeadMaxAge: 720 * time.Hour, DeadMaxBytes: 1 << 30}, c.Bridge.Storage)
+	require.Equal(t, []config.Hub{{Name: "main", Embedded: true, Transport: "amqp", Window: 512, Share: 1, PropertyCharset: "utf8", Feedback: "auto"}}, c.Bridge.Hubs)
+	require.Equal(t, config.Storage{Create: &create, Replicas: "source", DeadMaxAge: 720 * time.Hour, DeadMaxBytes: 1 << 30, ReceiptsMaxAge: 168 * time.Hour, ReceiptsMaxBytes: 1 << 30}, c.Bridge.Storage)
 	require.Equal(t, "drop", c.Bridge.Unmatched)
 	require.Equal(t, "route-1", c.Bridge.Routes[0].Name)
 	require.Equal(t, "all", c.Bridge.Routes[0].Start, "as the other route of the stream says")

@@ -41,11 +41,22 @@ func setScalar(v reflect.Value, text string) error {
 		var err error
 		*p, err = parseSize(text)
 		return err
+	case *float64:
+		if !decimal.MatchString(text) {
+			return fmt.Errorf("%s is not a number, such as 2 or 0.5", show(text))
+		}
+		var err error
+		if *p, err = strconv.ParseFloat(text, 64); err != nil {
+			return fmt.Errorf("%s is too large a number", show(text))
+		}
 	default:
 		return fmt.Errorf("a field of type %s cannot be read", v.Type())
 	}
 	return nil
 }
+
+// decimal is a number without exponent and sign tricks: nobody paces a hub at 1e3 or NaN.
+var decimal = regexp.MustCompile(`^-?\d+(\.\d+)?$`)
 
 func parseBool(text string) (bool, error) {
 	switch text {

@@ -131,21 +131,6 @@ func hubNames(b *Bridge) []string {
 	return names
 }
 
-func (p *problems) hub(at string, h *Hub) {
-	p.secret(at, h.ConnectionString, h.ConnectionStringFile, h.Embedded, "embedded: true", checkHubString)
-	p.oneOf(at+".property_charset", h.PropertyCharset, "utf8", "documented")
-	if h.Window < 1 || h.Window > 65535 {
-		p.addf(at+".window", "%d is out of range; take 1 to 65535", h.Window)
-	}
-	if h.AMQPAddress != "" {
-		p.address(at+".amqp_address", h.AMQPAddress, false)
-		p.noneWith(at+".amqp_address", h.Embedded, "embedded: true")
-	}
-	if h.CAFile != "" {
-		p.noneWith(at+".ca_file", h.Embedded, "embedded: true")
-	}
-}
-
 // secret checks that exactly one of value, file and embedded says where the
 // connection string comes from.
 func (p *problems) secret(at string, value Secret, file string, embedded bool, word string, check func(Secret) error) {
@@ -244,6 +229,12 @@ func (p *problems) storage(s *Storage) {
 	}
 	if s.DeadMaxBytes <= 0 {
 		p.addf(at+"dead_max_bytes", "%d is too small; it must be more than 0", s.DeadMaxBytes)
+	}
+	if s.ReceiptsMaxAge <= 0 {
+		p.addf(at+"receipts_max_age", "%s is too short; it must be more than 0s", formatDuration(s.ReceiptsMaxAge))
+	}
+	if s.ReceiptsMaxBytes <= 0 {
+		p.addf(at+"receipts_max_bytes", "%d is too small; it must be more than 0", s.ReceiptsMaxBytes)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"downlink/bridge/emulator/amqpd"
 	"downlink/bridge/emulator/c2d"
+	"downlink/bridge/emulator/entra"
 	"downlink/bridge/emulator/identity"
 	"downlink/bridge/emulator/mqttd"
 	"downlink/bridge/emulator/throttle"
@@ -16,15 +17,16 @@ import (
 	"downlink/bridge/internal/sas"
 )
 
-// authority verifies SAS tokens for every endpoint, and with the AMQP endpoint's
+// authority verifies tokens for every endpoint, and with the AMQP endpoint's
 // Enqueue it is that endpoint's backend.
 type authority struct {
 	*c2d.Store
 	fleet    *virtual.Fleet
 	identity *identity.Identity
 	throttle *throttle.Throttle
-	hosts    []string // the names under which clients may know this hub
-	any      bool     // devices that are not registered yet may sign in
+	entra    *entra.Verifier // nil: no Entra tokens
+	hosts    []string        // the names under which clients may know this hub
+	any      bool            // devices that are not registered yet may sign in
 	now      func() time.Time
 	log      *slog.Logger
 }
@@ -70,6 +72,9 @@ func (a *authority) policy(t sas.Token) (identity.Rights, error) {
 
 // Authorize is amqpd's authority. Why a token is refused is for the log alone.
 func (a *authority) Authorize(token string) (amqpd.Grant, error) {
+	if entra.IsBearer(token) {
+		return a.authorizeEntra(token)
+	}
 	t, err := a.verified(token, "")
 	if err == nil {
 		var rights identity.Rights
@@ -81,8 +86,30 @@ func (a *authority) Authorize(token string) (amqpd.Grant, error) {
 	return amqpd.Grant{}, err
 }
 
+// noEntra answers who has no use for trying again with another token.
+var noEntra = &c2d.Refusal{Condition: "amqp:unauthorized-access", Code: 401003, Text: "this hub takes shared access signatures, not Entra tokens (downlink hub --entra-issuer)"}
+
+// authorizeEntra verifies an Entra token. Roles are Azure's matter: whom the
+// issuer gives a token for IoT Hub may do what services do.
+func (a *authority) authorizeEntra(token string) (amqpd.Grant, error) {
+	if a.entra == nil {
+		a.log.Info("refused a service's token", "err", noEntra.Text)
+		return amqpd.Grant{}, noEntra
+	}
+	who, err := a.entra.Verify(token)
+	if err != nil {
+		a.log.Info("refused a service's Entra token", "err", err)
+		return amqpd.Grant{}, err
+	}
+	return amqpd.Grant{Policy: "entra:" + who.Subject, Expires: who.Expires, ServiceConnect: true}, nil
+}
+
 // AuthorizeHTTP is httpd's authority.
 func (a *authority) AuthorizeHTTP(token, path string, wanted identity.Rights) error {
+	if entra.IsBearer(token) {
+		_, err := a.authorizeEntra(token)
+		return err
+	}
 	t, err := a.verified(token, path)
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ import (
 
 	"downlink/bridge/emulator/amqpd"
 	"downlink/bridge/emulator/c2d"
+	"downlink/bridge/emulator/entra"
 	"downlink/bridge/emulator/fault"
 	"downlink/bridge/emulator/feedback"
 	"downlink/bridge/emulator/httpd"
@@ -57,6 +58,7 @@ type Options struct {
 	AMQP                amqpd.Behaviour
 	MQTT                mqttd.Behaviour
 	Telemetry           telemetry.Limits // of what Telemetry remembers
+	Entra               *entra.Options   // whose Entra tokens services may use; its clock is Now. nil: none
 	Virtual             []virtual.Rule   // which devices are the hub's own; they must be registered
 	History             int              // how many messages Log remembers; 0: 65536
 	Faults              *fault.Injector  // nil: one of its own
@@ -69,6 +71,7 @@ type Hub struct {
 	store    *c2d.Store
 	feedback *feedback.Queue
 	throttle *throttle.Throttle // nil: off
+	entra    *entra.Verifier    // nil: no Entra tokens
 	identity *identity.Identity
 	faults   *fault.Injector
 	log      *slog.Logger
@@ -128,6 +131,13 @@ func Start(o Options) (*Hub, error) {
 	o.Throttle.Now = o.Now
 	if h.throttle, err = throttle.New(o.Throttle); err != nil {
 		return nil, fmt.Errorf("hub: %w", err)
+	}
+	if o.Entra != nil {
+		with := *o.Entra
+		with.Now = o.Now
+		if h.entra, err = entra.New(with); err != nil {
+			return nil, fmt.Errorf("hub: %w", err)
+		}
 	}
 	name, _, _ := strings.Cut(h.host, ".")
 	h.feedback = feedback.New(feedback.Options{Rules: o.Feedback, HubName: name, Alive: h.store.Alive, Now: o.Now})
@@ -204,7 +214,7 @@ func (h *Hub) certificate(o Options) (tls.Certificate, error) {
 func (h *Hub) assemble(o Options) {
 	names := append([]string{}, o.Hostnames...)
 	names = append(names, "127.0.0.1", "::1")
-	a := &authority{Store: h.store, fleet: h.fleet, identity: h.identity, throttle: h.throttle, hosts: names, any: o.AnyDevice, now: o.Now, log: h.log}
+	a := &authority{Store: h.store, fleet: h.fleet, identity: h.identity, throttle: h.throttle, entra: h.entra, hosts: names, any: o.AnyDevice, now: o.Now, log: h.log}
 	h.orders = &orders{faults: h.faults, log: h.log}
 	h.mqtt = mqttd.New(mqttd.Options{
 		Order: h.orders.take,

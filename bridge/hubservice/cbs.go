@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/Azure/go-amqp"
-
-	"downlink/bridge/internal/sas"
 )
 
 // The put-token operation of the $cbs node, with the names that the hub's SDKs
@@ -17,9 +14,8 @@ import (
 // amqp_cbs.ts). The answer is told apart by its correlation-id, since one to a
 // request that timed out may still come.
 const (
-	cbsAddress   = "$cbs"
-	cbsReplyTo   = "cbs"
-	cbsTokenType = "servicebus.windows.net:sastoken"
+	cbsAddress = "$cbs"
+	cbsReplyTo = "cbs"
 )
 
 // tokenError is the hub's no to a token.
@@ -49,8 +45,8 @@ func openCBS(ctx context.Context, session *amqp.Session) (*cbs, error) {
 	return &cbs{sender: sender, receiver: receiver}, nil
 }
 
-// put authorizes the connection for audience with token. A refusal is a *tokenError.
-func (c *cbs) put(ctx context.Context, audience, token string) error {
+// put authorizes the connection with t. A refusal is a *tokenError.
+func (c *cbs) put(ctx context.Context, t token) error {
 	c.requests++
 	id := strconv.FormatUint(c.requests, 10)
 	to, replyTo := cbsAddress, cbsReplyTo
@@ -58,10 +54,10 @@ func (c *cbs) put(ctx context.Context, audience, token string) error {
 		Properties: &amqp.MessageProperties{MessageID: id, To: &to, ReplyTo: &replyTo},
 		ApplicationProperties: map[string]any{
 			"operation": "put-token",
-			"type":      cbsTokenType,
-			"name":      audience,
+			"type":      t.kind,
+			"name":      t.audience,
 		},
-		Value: token,
+		Value: t.text,
 	}, nil)
 	if err != nil {
 		return fmt.Errorf("put-token: %w", orContext(ctx, err))
@@ -115,47 +111,4 @@ func cbsStatus(v any) (int, bool) {
 	default:
 		return 0, false
 	}
-}
-
-// credential makes tokens. A connection string with a ready-made token gives that
-// one until it expires.
-type credential struct {
-	host, keyName string
-	key           []byte
-	fixed         string
-	fixedExpiry   time.Time
-	lifetime      time.Duration
-}
-
-func newCredential(c sas.ConnectionString, lifetime time.Duration) (credential, error) {
-	cr := credential{host: c.HostName, keyName: c.KeyName, key: c.Key, lifetime: lifetime}
-	if c.Token == "" {
-		return cr, nil
-	}
-	t, err := sas.ParseToken(c.Token)
-	if err != nil {
-		return credential{}, err
-	}
-	if !t.Covers(c.HostName) {
-		return credential{}, errors.New("its SharedAccessSignature is for another resource than the hub")
-	}
-	cr.fixed, cr.fixedExpiry = c.Token, t.Expiry
-	if cr.keyName == "" {
-		cr.keyName = t.KeyName
-	}
-	return cr, nil
-}
-
-// mint returns a token and its expiry. The token is a secret.
-func (c credential) mint(now time.Time) (string, time.Time, error) {
-	if c.fixed != "" {
-		if !now.Before(c.fixedExpiry) {
-			return "", time.Time{}, &tokenError{status: 401, text: "the SharedAccessSignature of the connection string expired at " +
-				c.fixedExpiry.Format(time.RFC3339)}
-		}
-		return c.fixed, c.fixedExpiry, nil
-	}
-	// A token's expiry is in whole seconds; rounded up, it lives as long as asked.
-	expiry := now.Add(c.lifetime + time.Second - 1).Truncate(time.Second)
-	return sas.Sign(c.host, c.keyName, c.key, expiry), expiry, nil
 }

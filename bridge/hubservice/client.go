@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,18 +16,31 @@ import (
 	"github.com/Azure/go-amqp"
 
 	"downlink/bridge"
-	"downlink/bridge/internal/sas"
 	"downlink/mapping"
 )
 
-// Options configure a Client. Only ConnectionString is required.
+// Options configure a Client. ConnectionString is required, or Entra and Host.
 type Options struct {
 	// Hub is the hub's name in the configuration, for errors and logs. Default main.
 	Hub string
 	// ConnectionString is a service connection string of a policy with the
 	// ServiceConnect right. It is a secret.
 	ConnectionString string
-	// Address is host:port. Default: the connection string's host and 5671.
+	// SecondaryConnectionString, of the same hub, is used while the hub refuses the
+	// first. It is a secret.
+	SecondaryConnectionString string
+	// Reread returns both connection strings as they are now, for those that stand
+	// in files. It is called for each connection, when the hub refuses us and every
+	// 30 s; what has changed is taken over without a new connection. With an error, which
+	// has no secret in it, one that is empty stays what it was. Nil: they never change.
+	Reread func() (primary, secondary string, err error)
+	// Entra authorizes with Microsoft Entra ID in place of connection strings.
+	Entra *Entra
+	// Host is the hub's host name, such as hub.azure-devices.net, with Entra.
+	Host string
+	// WebSocket tunnels AMQP through HTTPS, through the proxy that HTTPS_PROXY and NO_PROXY name.
+	WebSocket bool
+	// Address is host:port. Default: the hub's host, and 5671, or 443 with WebSocket.
 	// Whatever it is, the certificate must be the host name's.
 	Address string
 	// RootCAs are the CAs to trust; nil: the system's.
@@ -33,12 +48,16 @@ type Options struct {
 	// Window bounds the sends whose outcome is not known yet. Default 512. The
 	// credit that the hub grants bounds them too.
 	Window int
-	// TokenLifetime is how long a token is valid; it is renewed after three
-	// quarters of that. Default 1h, as the hub's SDKs have it.
+	// TokenLifetime is how long a SAS token is valid; any token is renewed after
+	// three quarters of its life. Default 1h, as the hub's SDKs have it.
 	TokenLifetime time.Duration
 	// Stall is how long sends may wait without any answer from the hub before the
 	// connection is replaced. Default 60s.
 	Stall time.Duration
+	// IdleTimeout is how long the hub may send nothing at all, not even the empty
+	// frames that we ask it for, before the connection is replaced (AMQP 1.0
+	// §2.4.5). Default 60s.
+	IdleTimeout time.Duration
 	// ReconnectMin and ReconnectMax bound the pause between connections; it
 	// doubles, with jitter. Defaults 250ms and 30s.
 	ReconnectMin, ReconnectMax time.Duration
@@ -48,9 +67,11 @@ type Options struct {
 
 const (
 	defaultPort          = "5671" // AMQP over TLS
+	defaultWebSocketPort = "443"
 	defaultWindow        = 512
 	defaultTokenLifetime = time.Hour
 	defaultStall         = time.Minute
+	defaultIdle          = time.Minute
 	defaultReconnectMin  = 250 * time.Millisecond
 	defaultReconnectMax  = 30 * time.Second
 )
@@ -58,11 +79,14 @@ const (
 // Client sends C2D messages to one hub. It implements bridge.Sender. Its methods
 // are safe for concurrent use.
 type Client struct {
-	options    Options
-	host       string
-	credential credential
-	log        *slog.Logger
-	health     *health
+	options     Options
+	host        string
+	credentials *credentials
+	pace        pace
+	wall        func() time.Time // the wall clock, which may jump
+	proxy       func(*http.Request) (*url.URL, error)
+	log         *slog.Logger
+	health      *health
 
 	running  atomic.Bool
 	stopped  chan struct{} // closed when Run has returned
@@ -70,6 +94,8 @@ type Client struct {
 	window   chan struct{} // one token a send in progress
 	renew    chan struct{} // asks the token keeper for a new token; one is enough
 	inFlight atomic.Int64
+	links    links
+	feedback feedback
 }
 
 // New checks the options; it opens nothing. The error is about the connection
@@ -79,27 +105,34 @@ func New(o Options) (*Client, error) {
 		o.Hub = "main"
 	}
 	fail := func(err error) (*Client, error) { return nil, fmt.Errorf("hub %s: %w", o.Hub, err) }
-
-	c, err := sas.Parse(o.ConnectionString)
-	if err != nil {
-		return fail(err)
-	}
-	switch c.Kind() {
-	case sas.KindService:
-	case sas.KindEventHubs:
-		return fail(errors.New("this is an Event Hubs connection string; take the hub's service connection string (Shared access policies, policy service)"))
-	default:
-		return fail(fmt.Errorf("this is a %s connection string; take the hub's service connection string (Shared access policies, policy service)", c.Kind()))
-	}
-
-	o.ConnectionString = "" // kept only where it is needed
 	o.Window = orDefault(o.Window, defaultWindow)
 	o.TokenLifetime = orDefault(o.TokenLifetime, defaultTokenLifetime)
 	o.Stall = orDefault(o.Stall, defaultStall)
+	o.IdleTimeout = orDefault(o.IdleTimeout, defaultIdle)
 	o.ReconnectMin = orDefault(o.ReconnectMin, defaultReconnectMin)
 	o.ReconnectMax = max(orDefault(o.ReconnectMax, defaultReconnectMax), o.ReconnectMin)
+
+	var ways *credentials
+	var err error
+	switch {
+	case o.Entra != nil && o.ConnectionString != "":
+		return fail(errors.New("a connection string as well as Entra ID; take one of the two"))
+	case o.Entra != nil && o.Host == "":
+		return fail(errors.New("Entra ID without the hub's host name"))
+	case o.Entra != nil:
+		ways = entraCredentials(*o.Entra, o.Host, o.RootCAs)
+	default:
+		if ways, err = sasCredentials(o); err != nil {
+			return fail(err)
+		}
+	}
+	o.ConnectionString, o.SecondaryConnectionString = "", "" // kept only where they are needed
 	if o.Address == "" {
-		o.Address = net.JoinHostPort(c.HostName, defaultPort)
+		port := defaultPort
+		if o.WebSocket {
+			port = defaultWebSocketPort
+		}
+		o.Address = net.JoinHostPort(ways.host, port)
 	}
 	if _, port, err := net.SplitHostPort(o.Address); err != nil || port == "" {
 		return fail(fmt.Errorf("address %q: want host:port", o.Address))
@@ -107,21 +140,22 @@ func New(o Options) (*Client, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	cr, err := newCredential(c, o.TokenLifetime)
-	if err != nil {
-		return fail(err)
-	}
 	log := o.Logger.With("component", "hubservice", "hub", o.Hub)
+	ways.forgive, ways.log = defaultForgive, log
 	return &Client{
-		options:    o,
-		host:       c.HostName,
-		credential: cr,
-		log:        log,
-		health:     newHealth(o.Hub, o.Address, cr.keyName, log),
-		stopped:    make(chan struct{}),
-		requests:   make(chan *request, o.Window),
-		window:     make(chan struct{}, o.Window),
-		renew:      make(chan struct{}, 1),
+		options:     o,
+		host:        ways.host,
+		credentials: ways,
+		pace:        defaultPace,
+		wall:        time.Now,
+		proxy:       http.ProxyFromEnvironment,
+		log:         log,
+		health:      newHealth(o.Hub, o.Address, ways, log),
+		stopped:     make(chan struct{}),
+		requests:    make(chan *request, o.Window),
+		window:      make(chan struct{}, o.Window),
+		renew:       make(chan struct{}, 1),
+		links:       links{changed: make(chan struct{})},
 	}, nil
 }
 
@@ -167,6 +201,7 @@ func (r *request) release() {
 // and a link with a receipt.
 type writeResult struct {
 	link      *link
+	grants    int64 // tokens that the hub had taken on this link before it left
 	receipt   amqp.SendReceipt
 	refused   *bridge.Error // an outcome without the hub
 	lost      error         // the link broke when part of the message may have left
@@ -259,7 +294,7 @@ func (c *Client) try(ctx context.Context, r *request) (again bool, err error) {
 	switch {
 	case err == nil:
 		r.release()
-		return false, c.decided(outcome(state))
+		return false, c.decided(outcome(state), w)
 	case ctx.Err() != nil:
 		return false, c.unanswered(ctx)
 	default:
@@ -267,14 +302,16 @@ func (c *Client) try(ctx context.Context, r *request) (again bool, err error) {
 	}
 }
 
-// decided passes the outcome on. The hub's no to our credential, given to one
-// message, asks for a new token once; what follows is the engine's back-off.
-func (c *Client) decided(err error) error {
+// decided passes the outcome on. The hub's no to our credential, given to a
+// message that left under the token in use, asks for a new one, of another
+// connection string if there is one; what follows is the engine's back-off.
+func (c *Client) decided(err error, w writeResult) error {
 	if err == nil {
 		c.health.accepted()
 		return nil
 	}
-	if e, ok := errors.AsType[*bridge.Error](err); ok && e.Class == bridge.Unauthorized && c.health.refused(err) {
+	if e, ok := errors.AsType[*bridge.Error](err); ok && e.Class == bridge.Unauthorized && w.link.current(w.grants) && c.health.refused(err) {
+		w.link.disown(c.credentials)
 		select {
 		case c.renew <- struct{}{}:
 		default:
@@ -306,15 +343,23 @@ func (c *Client) Ready() error { return c.health.ready() }
 // Stats is a snapshot for /status.
 type Stats struct {
 	Connected    bool      `json:"connected"`
-	Since        time.Time `json:"since"`         // of the present state
-	Reconnects   int       `json:"reconnects"`    // connections after the first
-	TokenExpires time.Time `json:"token_expires"` // of the token in use
-	InFlight     int       `json:"in_flight"`     // sends whose outcome is not known yet, waiting ones included
+	Since        time.Time `json:"since"`            // of the present state
+	Reconnects   int       `json:"reconnects"`       // connections after the first
+	TokenExpires time.Time `json:"token_expires"`    // of the token in use
+	InFlight     int       `json:"in_flight"`        // sends whose outcome is not known yet, waiting ones included
+	Credential   string    `json:"credential"`       // in use: primary, secondary or entra; empty before the first
+	Notice       string    `json:"notice,omitempty"` // what is wrong with the credentials although we are connected
+	// Feedback is what was read of the hub's feedback; nil if it is not read.
+	Feedback *FeedbackStats `json:"feedback,omitempty"`
 }
 
 // Stats returns a snapshot.
 func (c *Client) Stats() Stats {
 	s := c.health.stats()
 	s.InFlight = int(c.inFlight.Load())
+	if f := &c.feedback; f.used.Load() {
+		s.Feedback = &FeedbackStats{Attached: f.attached.Load(), Batches: f.batches.Load(), Unreadable: f.unreadable.Load()}
+	}
+	s.Credential, s.Notice = c.credentials.state()
 	return s
 }

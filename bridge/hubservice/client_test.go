@@ -41,20 +41,25 @@ func TestNewNamesTheWrongConnectionString(t *testing.T) {
 }
 
 func TestCredential(t *testing.T) {
+	mint := func(c *Client, now int64) (token, error) {
+		return c.credentials.ways[0].mint(t.Context(), time.Unix(now, 0))
+	}
 	c, err := New(Options{ConnectionString: "HostName=hub.azure-devices.net;SharedAccessKeyName=service;SharedAccessKey=" + testKey})
 	require.NoError(t, err)
-	token, expires, err := c.credential.mint(time.Unix(1767225600-3600, 0))
+	signed, err := mint(c, 1767225600-3600)
 	require.NoError(t, err)
-	require.Equal(t, int64(1767225600), expires.Unix())
-	require.Equal(t, "SharedAccessSignature sr=hub.azure-devices.net&sig=wtPa8AvNr8O4HhpZCyRljwuLNCfwxOEwhwNuBbeOd78%3D&se=1767225600&skn=service", token)
+	require.Equal(t, int64(1767225600), signed.expires.Unix())
+	require.Equal(t, time.Hour, signed.left)
+	require.Equal(t, "SharedAccessSignature sr=hub.azure-devices.net&sig=wtPa8AvNr8O4HhpZCyRljwuLNCfwxOEwhwNuBbeOd78%3D&se=1767225600&skn=service", signed.text)
 
-	c, err = New(Options{ConnectionString: "HostName=hub.azure-devices.net;SharedAccessSignature=" + token})
+	c, err = New(Options{ConnectionString: "HostName=hub.azure-devices.net;SharedAccessSignature=" + signed.text})
 	require.NoError(t, err)
-	fixed, expires, err := c.credential.mint(time.Unix(1767225599, 0))
+	fixed, err := mint(c, 1767225599)
 	require.NoError(t, err)
-	require.Equal(t, token, fixed)
-	require.Equal(t, int64(1767225600), expires.Unix())
-	_, _, err = c.credential.mint(time.Unix(1767225600, 0))
+	require.Equal(t, signed.text, fixed.text)
+	require.Equal(t, time.Second, fixed.left)
+	require.Equal(t, int64(1767225600), fixed.expires.Unix())
+	_, err = mint(c, 1767225600)
 	require.EqualError(t, err, "put-token: 401 the SharedAccessSignature of the connection string expired at 2026-01-01T00:00:00Z")
 	require.True(t, isUnauthorized(err))
 }

@@ -12,14 +12,18 @@ import (
 // health is what the client knows of its state, and the log of its changes: one
 // line a streak, however long it lasts.
 type health struct {
-	hub, address, policy string
-	log                  *slog.Logger
+	hub, address string
+	credentials  *credentials
+	log          *slog.Logger
 
 	mu           sync.Mutex // guards all below
 	link         error      // why there is no link; nil while there is one
 	token        error      // why the token in use could not be renewed
 	message      error      // why the hub refused our credential to a message
-	logged       kind       // the worst that was logged of this streak without a link
+	feedback     error      // why its feedback is not read although it should be
+	asked        int        // new tokens for that, in this streak
+	askedAt      time.Time
+	logged       kind // the worst that was logged of this streak without a link
 	since        time.Time
 	connects     int
 	tokenExpires time.Time
@@ -33,9 +37,9 @@ const (
 	kindUnauthorized
 )
 
-func newHealth(hub, address, policy string, log *slog.Logger) *health {
+func newHealth(hub, address string, ways *credentials, log *slog.Logger) *health {
 	return &health{
-		hub: hub, address: address, policy: policy, log: log,
+		hub: hub, address: address, credentials: ways, log: log,
 		link:  fmt.Errorf("connecting to %s", address),
 		since: time.Now(),
 	}
@@ -44,7 +48,7 @@ func newHealth(hub, address, policy string, log *slog.Logger) *health {
 func (h *health) ready() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, err := range []error{h.link, h.message, h.token} {
+	for _, err := range []error{h.link, h.message, h.token, h.feedback} {
 		if err != nil {
 			return fmt.Errorf("hub %s: %w", h.hub, err)
 		}
@@ -105,8 +109,7 @@ func (h *health) stopped() {
 }
 
 func (h *health) unauthorized(err error) error {
-	return &bridge.Error{Class: bridge.Unauthorized, Op: "unauthorized", Err: fmt.Errorf(
-		"the hub refuses policy %q: %w; check its key, that it has the ServiceConnect right, and this machine's clock", h.policy, err)}
+	return &bridge.Error{Class: bridge.Unauthorized, Op: "unauthorized", Err: h.credentials.refusal(err)}
 }
 
 // renewed: the token in use is valid until expires.
@@ -136,17 +139,34 @@ func (h *health) notRenewed(err error, expires time.Time) {
 	}
 }
 
-// refused: the hub refused our credential to a message. It reports whether that
-// is the first of a streak.
+// refused: the hub refused our credential to a message. It reports whether a new
+// token is worth asking for: once for each way that there is, and after that
+// once a minute.
 func (h *health) refused(err error) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.message != nil {
+	if h.message == nil {
+		h.message, h.asked = h.unauthorized(err), 0
+		h.log.Error("the hub refuses our credential to a message; it waits and we try again", "err", h.message)
+	}
+	if h.asked >= h.credentials.count() && time.Since(h.askedAt) < askAgain {
 		return false
 	}
-	h.message = h.unauthorized(err)
-	h.log.Error("the hub refuses our credential to a message; it waits and we try again", "err", h.message)
+	h.asked, h.askedAt = h.asked+1, time.Now()
 	return true
+}
+
+// askAgain is how often a hub that refuses all messages gets another token.
+const askAgain = time.Minute
+
+// switched: another way is in use; before is empty for the first.
+func (h *health) switched(before, now string) {
+	switch {
+	case now == roleSecondary:
+		h.log.Warn("the hub refuses the primary connection string; using the secondary")
+	case before == roleSecondary:
+		h.log.Info("using the primary connection string again")
+	}
 }
 
 // accepted ends a streak of refused.
@@ -157,4 +177,26 @@ func (h *health) accepted() {
 		h.message = nil
 		h.log.Info("the hub takes our messages again")
 	}
+}
+
+// feedbackEnded: the hub's feedback is not read for this cause.
+func (h *health) feedbackEnded(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	again := h.feedback != nil && h.feedback.Error() == "feedback: "+err.Error()
+	h.feedback = fmt.Errorf("feedback: %w", err)
+	switch {
+	case err == errAttaching: // nothing is wrong with it
+	case again:
+		h.log.Debug("the hub's feedback is still not read", "err", err)
+	default:
+		h.log.Warn("the hub's feedback is not read; trying again", "err", err)
+	}
+}
+
+// feedbackRead: it is read now, or nobody wants it any more.
+func (h *health) feedbackRead() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.feedback = nil
 }

@@ -28,13 +28,17 @@ const (
 // link is one connection with its sender. It never comes back: after fail the
 // client makes another.
 type link struct {
-	conn    *amqp.Conn
-	wire    *wire
-	cbs     *cbs
-	sender  *amqp.Sender
-	expires time.Time // of the token that authorized it
+	socket net.Conn
+	conn   *amqp.Conn
+	wire   *wire
+	cbs    *cbs
+	sender *amqp.Sender
+	grant  grant        // the token in use; the token keeper's once the link is up
+	grants atomic.Int64 // tokens that the hub took
+	closed int64        // detaches that the opening of the link explains
 
 	broken chan struct{} // closed by fail
+	over   chan struct{} // closed once nobody can find the link any more
 
 	waiting atomic.Int64  // sends that wait for the hub
 	settled atomic.Uint64 // sends that it has decided
@@ -45,6 +49,18 @@ type link struct {
 
 var errStalled = errors.New("no answer from the hub")
 
+// grant is a token that the hub took.
+type grant struct {
+	token
+	way   *way
+	taken time.Time // by the monotonic clock
+	wall  time.Time // the wall clock then, without the monotonic one
+}
+
+// ends is when the token is over. It goes by the monotonic clock: the wall clock
+// may jump.
+func (g grant) ends() time.Time { return g.taken.Add(g.left) }
+
 // connect opens connection, session and links, and authorizes them. There is no
 // SASL layer: the hub takes a connection that starts with the AMQP header, as its
 // Node and C# SDKs do (AMQP 1.0 §5.3: SASL is a layer of its own), and the token
@@ -53,31 +69,44 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 
-	dialer := &tls.Dialer{
-		NetDialer: &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 4}},
-		Config:    &tls.Config{ServerName: c.host, RootCAs: c.options.RootCAs, MinVersion: tls.VersionTLS12},
+	c.credentials.refresh()
+	// The first token comes before the connection: without one there is no use in it,
+	// and the hub need not wait while Entra ID is asked.
+	var tried []*way
+	w, t, err := c.credentials.issue(ctx, &tried, c.wall())
+	if err != nil {
+		return nil, err
 	}
-	socket, err := dialer.DialContext(ctx, "tcp", c.options.Address)
+	socket, err := c.dial(ctx)
 	if err != nil {
 		return nil, explainTLS(err)
 	}
-	l := &link{wire: newWire(socket), broken: make(chan struct{})}
+	l := &link{socket: socket, wire: newWire(together(socket)), broken: make(chan struct{}), over: make(chan struct{})}
 	// NewConn owns the socket from here on, also when it fails.
-	l.conn, err = amqp.NewConn(ctx, l.wire, &amqp.ConnOptions{HostName: c.host})
+	l.conn, err = amqp.NewConn(ctx, l.wire, &amqp.ConnOptions{HostName: c.host, WriteTimeout: writeTimeout, IdleTimeout: c.options.IdleTimeout})
 	if err != nil {
 		return nil, readable(fmt.Errorf("open the AMQP connection to %s: %w", c.options.Address, err))
 	}
-	if err := c.open(ctx, l); err != nil {
+	if err := c.open(ctx, l, w, t, tried); err != nil {
 		l.close()
 		return nil, readable(err)
 	}
 	return l, nil
 }
 
+// together has frames leave together, but not over WebSocket: there each write
+// is a message, and a peer may want one frame in each.
+func together(socket net.Conn) net.Conn {
+	if _, ok := socket.(*tls.Conn); ok {
+		return gather(socket)
+	}
+	return socket
+}
+
 // open authorizes the new connection and attaches the sender. A refused
-// credential gets one new token (the hub's clock may have been the cause), here
-// as for a message.
-func (c *Client) open(ctx context.Context, l *link) error {
+// credential gives its place to the next one, or gets one new token (the hub's
+// clock may have been the cause), here as for a message.
+func (c *Client) open(ctx context.Context, l *link, w *way, t token, tried []*way) error {
 	session, err := l.conn.NewSession(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin the AMQP session: %w", err)
@@ -85,30 +114,58 @@ func (c *Client) open(ctx context.Context, l *link) error {
 	if l.cbs, err = openCBS(ctx, session); err != nil {
 		return err
 	}
-	for try := 0; ; try++ {
-		if err = c.authorize(ctx, l); err == nil {
-			l.sender, err = session.NewSender(ctx, sendAddress, nil)
-			if err == nil {
+	for {
+		err = c.authorize(ctx, l, w, t)
+		if err == nil {
+			if l.sender, err = session.NewSender(ctx, sendAddress, nil); err == nil {
+				c.accepted(l)
 				return nil
 			}
 			err = fmt.Errorf("attach to %s: %w", sendAddress, orContext(ctx, err))
+			l.closed++ // if the hub refused it, a detach followed
 		}
-		if try > 0 || !isUnauthorized(err) || isLinkLoss(err) {
+		if !isUnauthorized(err) || isLinkLoss(err) {
 			return err
 		}
+		c.credentials.refuse(w)
+		next, minted, mintErr := c.credentials.issue(ctx, &tried, c.wall())
+		if mintErr != nil || next == nil {
+			return err
+		}
+		w, t = next, minted
 	}
 }
 
-func (c *Client) authorize(ctx context.Context, l *link) error {
-	token, expires, err := c.credential.mint(time.Now())
-	if err != nil {
+// authorize has the hub take a token.
+func (c *Client) authorize(ctx context.Context, l *link, w *way, t token) error {
+	taken, wall := time.Now(), c.wall().Round(0) // before the hub has it
+	if err := l.cbs.put(ctx, t); err != nil {
 		return err
 	}
-	if err := l.cbs.put(ctx, c.host, token); err != nil {
-		return err
-	}
-	l.expires = expires
+	l.mu.Lock()
+	l.grant = grant{token: t, way: w, taken: taken, wall: wall}
+	l.mu.Unlock()
+	l.grants.Add(1)
 	return nil
+}
+
+// accepted notes that the link's token is in use.
+func (c *Client) accepted(l *link) {
+	if before, other := c.credentials.accept(l.grant.way); other {
+		c.health.switched(before, l.grant.way.role)
+	}
+}
+
+// current reports whether a message that left after grants tokens left under the
+// one in use.
+func (l *link) current(grants int64) bool { return l.grants.Load() == grants }
+
+// disown has the way of the token in use come after the others.
+func (l *link) disown(c *credentials) {
+	l.mu.Lock()
+	w := l.grant.way
+	l.mu.Unlock()
+	c.refuse(w)
 }
 
 func explainTLS(err error) error {
@@ -128,6 +185,15 @@ func (l *link) fail(err error) {
 	}
 }
 
+func (l *link) gone() bool {
+	select {
+	case <-l.broken:
+		return true
+	default:
+		return false
+	}
+}
+
 func (l *link) cause() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -138,7 +204,7 @@ func (l *link) cause() error {
 // gone. A socket that takes no more bytes is cut, or the close frame would wait
 // for it.
 func (l *link) close() {
-	cut := time.AfterFunc(closeTimeout, func() { l.wire.cut() })
+	cut := time.AfterFunc(closeTimeout, func() { _ = l.socket.Close() })
 	defer cut.Stop()
 	_ = l.conn.Close()
 }
@@ -177,13 +243,13 @@ func (l *link) writeOne(r *request) bool {
 		r.written <- writeResult{refused: &bridge.Error{Class: bridge.Refused, Op: "send", Reason: bridge.ReasonExpired, Err: errExpired}}
 		return true
 	}
-	before := l.wire.transfers.Load()
+	before, grants := l.wire.transfers.Load(), l.grants.Load()
 	l.waiting.Add(1)
 	// Blocks until there is credit and the message has left, or the link is gone.
 	receipt, err := l.sender.SendWithReceipt(context.Background(), r.message, nil)
 	l.waiting.Add(-1)
 	if err == nil {
-		r.written <- writeResult{link: l, receipt: receipt}
+		r.written <- writeResult{link: l, grants: grants, receipt: receipt}
 		return true
 	}
 	if refused, ok := local(err); ok {
@@ -257,4 +323,56 @@ func (l *link) watch(stall time.Duration) {
 			}
 		}
 	}
+}
+
+// errHubClosed is the cause of a link that the hub closed without a reason.
+var errHubClosed = errors.New("the hub closed the link")
+
+// watchEnds gives the link up when the hub has closed one of its links or the
+// session: go-amqp tells only those who send.
+func (l *link) watchEnds() {
+	for {
+		if l.wire.ends.Load() > l.closed {
+			l.fail(l.closedCause())
+			return
+		}
+		select {
+		case <-l.broken:
+			return
+		case <-l.wire.ended:
+		}
+	}
+}
+
+// closedCause is why, once go-amqp has got to the frame: by then it has passed on
+// what the hub had decided before.
+func (l *link) closedCause() error {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for range causeTries {
+		for _, s := range []*amqp.Sender{l.sender, l.cbs.sender} {
+			if err := closed(s); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-l.broken:
+			return l.cause()
+		case <-tick.C:
+		}
+	}
+	return errHubClosed // the receiver of $cbs, which nobody needs without its sender
+}
+
+// causeTries are the milliseconds that go-amqp gets.
+const causeTries = 1000
+
+// closed returns why s is closed, and nil if it is not. go-amqp tells only those
+// who send: this message it refuses itself, for its tag, if the link is alive.
+func closed(s *amqp.Sender) error {
+	_, err := s.SendWithReceipt(context.Background(), &amqp.Message{DeliveryTag: make([]byte, 33)}, nil)
+	if isLinkLoss(err) {
+		return err
+	}
+	return nil
 }

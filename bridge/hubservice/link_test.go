@@ -53,12 +53,15 @@ func testOptions(p *peer) Options {
 
 // runClient runs a client until the test ends. Whatever it logs never contains
 // the key or a signature.
-func runClient(t *testing.T, o Options) (*Client, *logBuffer) {
+func runClient(t *testing.T, o Options, change ...func(*Client)) (*Client, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
 	o.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c, err := New(o)
 	require.NoError(t, err)
+	for _, f := range change {
+		f(c)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
@@ -66,6 +69,7 @@ func runClient(t *testing.T, o Options) (*Client, *logBuffer) {
 		cancel()
 		require.NoError(t, <-done)
 		require.NotContains(t, log.String(), testKey)
+		require.NotContains(t, log.String(), otherKey)
 		require.NotContains(t, log.String(), "sig=")
 		if t.Failed() {
 			t.Log(log.String())
@@ -220,25 +224,30 @@ func TestNoCreditIsNotInFlight(t *testing.T) {
 	require.NoError(t, <-result)
 }
 
-// A link closed while nothing was sent: the next message finds out. It goes to a
-// new one unnoticed, unless it crossed the news on the way.
+// A link or session that the hub closes while nothing is sent is replaced at
+// once, with its reason in the log, and no message has to find out.
 func TestIdleLinkClosed(t *testing.T) {
-	for name, closeIdle := range map[string]func(*peerConn){
-		"link":    func(c *peerConn) { c.detach("amqp:link:detach-forced") },
-		"session": func(c *peerConn) { c.end("amqp:session:window-violation") },
+	for name, x := range map[string]struct {
+		closeIdle func(*peerConn)
+		cause     string
+	}{
+		"link":         {func(c *peerConn) { c.detach("amqp:link:detach-forced") }, "amqp:link:detach-forced: scripted"},
+		"session":      {func(c *peerConn) { c.end("amqp:session:window-violation") }, "amqp:session:window-violation: scripted"},
+		"unauthorized": {func(c *peerConn) { c.detach("amqp:unauthorized-access") }, "amqp:unauthorized-access: scripted"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := runPeer(t, script{})
-			c, _ := runClient(t, testOptions(p))
-			ctx := ctxTimeout(t, 10*time.Second)
-			require.NoError(t, c.Send(ctx, command()))
-			closeIdle(p.last())
-			for p.opened() < 2 {
-				if err := c.Send(ctx, command()); err != nil {
-					requireClass(t, err, bridge.LinkLost)
-				}
+			c, log := runClient(t, testOptions(p))
+			for n := 1; n <= 3; n++ {
+				requireReady(t, c)
+				require.Equal(t, n, p.opened())
+				x.closeIdle(p.last())
+				require.Eventually(t, func() bool { return p.opened() == n+1 }, 5*time.Second, time.Millisecond)
 			}
-			require.NoError(t, c.Send(ctx, command()))
+			requireReady(t, c)
+			require.Equal(t, 3, c.Stats().Reconnects)
+			require.Equal(t, 3, strings.Count(log.String(), x.cause), log.String())
+			require.NoError(t, c.Send(ctxTimeout(t, 5*time.Second), command()))
 		})
 	}
 }

@@ -132,6 +132,9 @@ func isUnauthorized(err error) bool {
 	if t, ok := errors.AsType[*tokenError](err); ok {
 		return t.status == 401
 	}
+	if t, ok := errors.AsType[*entraError](err); ok {
+		return t.refused
+	}
 	e, ok := errors.AsType[*amqp.Error](err)
 	return ok && e.Condition == amqp.ErrCondUnauthorizedAccess
 }
@@ -186,8 +189,10 @@ func hubText(e *amqp.Error) string {
 // oneLine makes what the peer wrote fit for an error or a log line. A peer that
 // echoes our token does not get it into a log.
 func oneLine(s string) string {
-	if i := strings.Index(s, "SharedAccessSignature"); i >= 0 {
-		s = s[:i] + "<redacted>"
+	for _, mark := range []string{"SharedAccessSignature", entraPrefix + "ey"} { // a JWT begins with {"
+		if i := strings.Index(s, mark); i >= 0 {
+			s = s[:i] + "<redacted>"
+		}
 	}
 	runes := []rune(strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

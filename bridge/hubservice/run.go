@@ -30,13 +30,16 @@ func (c *Client) Run(ctx context.Context) error {
 	for {
 		l, err := c.connect(ctx)
 		if err == nil {
-			c.health.connected(l.expires)
+			c.health.connected(l.grant.expires)
 			began := time.Now()
 			err = c.serve(ctx, l)
 			// A link that lived, or at least carried something, ends the streak; one
 			// that dies at once again and again is opened ever more slowly.
 			if l.carried() || time.Since(began) > c.options.ReconnectMax {
 				pause.Reset()
+			}
+			if isUnauthorized(err) {
+				l.disown(c.credentials)
 			}
 			if ctx.Err() == nil {
 				c.health.disconnected(err, true)
@@ -53,22 +56,32 @@ func (c *Client) Run(ctx context.Context) error {
 
 // serve works a link until it breaks or ctx ends, closes it, and returns why.
 func (c *Client) serve(ctx context.Context, l *link) error {
+	// A renewal asked for before this link came up is done.
+	select {
+	case <-c.renew:
+	default:
+	}
 	work, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() { l.write(c.requests) })
 	wg.Go(func() { l.watch(c.options.Stall) })
+	wg.Go(func() { l.watchEnds() })
 	wg.Go(func() { c.keepToken(work, l) })
 	wg.Go(func() {
 		<-l.conn.Done()
 		l.fail(orClosed(l.conn.Err()))
 	})
 
+	c.links.set(l)
+
 	select {
 	case <-l.broken:
 	case <-ctx.Done():
 		l.fail(errStopped)
 	}
+	c.links.set(nil)
+	close(l.over)
 	cancel()
 	l.close() // after fail, so that those it wakes find the cause
 	wg.Wait()
@@ -85,22 +98,27 @@ func orClosed(err error) error {
 // errTokenEnd is the cause of a link that was given up because its token expired.
 var errTokenEnd = errors.New("the token expired")
 
+// pace is how often the token keeper looks at what may have changed.
+type pace struct {
+	check time.Duration // files and clock
+	back  time.Duration // the primary, while the secondary is in use
+	jump  time.Duration // of the wall clock against the monotonic one, that asks for a new token
+}
+
+var defaultPace = pace{check: 30 * time.Second, back: 10 * time.Minute, jump: time.Minute}
+
 // keepToken renews the token on the same link, well before it expires (the
 // guide: data links stay up), and keeps trying until it succeeds. A failure does
 // not end the link before the token does.
 func (c *Client) keepToken(ctx context.Context, l *link) {
-	expires := l.expires
-	// A renewal asked for before this link came up is done.
-	select {
-	case <-c.renew:
-	default:
-	}
+	renewAt := l.grant.taken.Add(l.grant.left * 3 / 4)
+	looked := time.Now() // when the primary was tried last
 	for {
-		left := time.Until(expires)
-		if !c.sleepOrRenew(ctx, left*3/4) {
+		again, ok := c.waitRenewal(ctx, l, renewAt, looked)
+		if !ok {
 			return
 		}
-		next, err := c.renewToken(ctx, l, expires)
+		newer, err := c.renewToken(ctx, l, again)
 		if ctx.Err() != nil {
 			return
 		}
@@ -108,13 +126,55 @@ func (c *Client) keepToken(ctx context.Context, l *link) {
 			l.fail(err)
 			return
 		}
-		expires = next
+		looked = time.Now()
+		left := time.Until(l.grant.ends())
+		if newer {
+			renewAt = time.Now().Add(left * 3 / 4)
+		} else { // there is no newer one yet
+			renewAt = time.Now().Add(max(left/4, c.options.TokenLifetime/100))
+		}
 	}
 }
 
-// renewToken tries until it has a token or the old one is over.
-func (c *Client) renewToken(ctx context.Context, l *link, expires time.Time) (time.Time, error) {
-	ctx, cancel := context.WithDeadline(ctx, expires)
+// waitRenewal waits until there is a reason to renew the token: its time, somebody
+// who asks for it, a connection string that has changed, a wall clock that has
+// jumped (the token was made with a clock that was wrong, or is), the primary's
+// turn while the secondary is in use. again says that the hub has been told to
+// look at a token, even if it is the same. ok is false when ctx ends.
+func (c *Client) waitRenewal(ctx context.Context, l *link, renewAt, looked time.Time) (again, ok bool) {
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		t.Reset(max(min(c.pace.check, time.Until(renewAt)), 0))
+		select {
+		case <-t.C:
+		case <-c.renew:
+			c.credentials.refresh()
+			return true, true
+		case <-ctx.Done():
+			return false, false
+		}
+		g := l.grant
+		jump := c.wall().Round(0).Sub(g.wall) - time.Since(g.taken)
+		switch {
+		case c.credentials.refresh():
+			return true, true
+		case !time.Now().Before(renewAt):
+			return false, true
+		case jump.Abs() > c.pace.jump:
+			c.log.Info("the clock has jumped; renewing the token", "by", jump.Round(time.Second))
+			return true, true
+		case c.credentials.second() && time.Since(looked) > c.pace.back:
+			return true, true
+		}
+	}
+}
+
+// renewToken tries until the hub has a token or the one in use is over. newer is
+// false if that one is still the newest there is.
+func (c *Client) renewToken(ctx context.Context, l *link, again bool) (newer bool, _ error) {
+	old := l.grant
+	ctx, cancel := context.WithDeadline(ctx, old.ends())
 	defer cancel()
 	pause := &backoff.ExponentialBackOff{
 		InitialInterval:     min(time.Second, c.options.TokenLifetime/50),
@@ -124,54 +184,61 @@ func (c *Client) renewToken(ctx context.Context, l *link, expires time.Time) (ti
 	}
 	var last error
 	for {
-		token, next, err := c.credential.mint(time.Now())
-		readyMade := c.credential.fixed != "" && err == nil // there is no newer one
-		if err == nil && !readyMade {
-			if err = c.putToken(ctx, l, token); err == nil {
-				c.health.renewed(next)
-				return next, nil
-			}
-			if isLinkLoss(err) {
-				return time.Time{}, err
-			}
+		newer, err := c.renewOnce(ctx, l, old, again)
+		if err == nil {
+			return newer, nil
 		}
-		if ctx.Err() == nil && err != nil {
+		if isLinkLoss(err) {
+			return false, err
+		}
+		if ctx.Err() == nil {
 			last = err
-			c.health.notRenewed(err, expires)
+			c.health.notRenewed(err, old.expires)
 		}
-		wait := pause.NextBackOff()
-		if readyMade {
-			wait = time.Until(expires)
-		}
-		if !sleep(ctx, wait) {
+		if !sleep(ctx, pause.NextBackOff()) {
 			if last != nil {
-				return time.Time{}, fmt.Errorf("%w: %w", errTokenEnd, last)
+				return false, fmt.Errorf("%w: %w", errTokenEnd, last)
 			}
-			return time.Time{}, errTokenEnd
+			return false, errTokenEnd
 		}
+	}
+}
+
+// renewOnce tries each way that there is.
+func (c *Client) renewOnce(ctx context.Context, l *link, old grant, again bool) (newer bool, err error) {
+	var tried []*way
+	for {
+		w, t, mintErr := c.credentials.issue(ctx, &tried, c.wall())
+		switch {
+		case w == nil && err == nil:
+			return false, mintErr
+		case w == nil:
+			return false, err
+		case w == old.way && !t.made && t.text == old.text:
+			if again { // looked at: no reason to look again before the clock has jumped once more
+				l.mu.Lock()
+				l.grant.taken, l.grant.wall, l.grant.left = time.Now(), c.wall().Round(0), time.Until(old.ends())
+				l.mu.Unlock()
+			}
+			return false, nil
+		}
+		if err = c.putToken(ctx, l, w, t); err == nil {
+			c.accepted(l)
+			c.health.renewed(t.expires)
+			return true, nil
+		}
+		if !isUnauthorized(err) || isLinkLoss(err) {
+			return false, err
+		}
+		c.credentials.refuse(w)
 	}
 }
 
 // putToken bounds one try, so that a silent $cbs is asked again.
-func (c *Client) putToken(ctx context.Context, l *link, token string) error {
+func (c *Client) putToken(ctx context.Context, l *link, w *way, t token) error {
 	ctx, cancel := context.WithTimeout(ctx, min(10*time.Second, c.options.TokenLifetime/10))
 	defer cancel()
-	return l.cbs.put(ctx, c.host, token)
-}
-
-// sleepOrRenew waits for d or for somebody who asks for a new token; false when
-// ctx ends.
-func (c *Client) sleepOrRenew(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-c.renew:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return c.authorize(ctx, l, w, t)
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {

@@ -2,93 +2,94 @@ package hubservice
 
 import (
 	"bytes"
-	"io"
+	"encoding/binary"
 	"net"
 	"testing"
-	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 )
 
-// transferFrame is what wire looks at of one, with a body that tells it from others.
-func transferFrame(n byte) []byte {
-	return append([]byte{0, 0, 0, 12, 2, 0, 0, 0, 0x00, 0x53, 0x14}, n)
+// frames makes bytes as a hub sends them, AMQP 1.0 §2.3: size, data offset, type, channel.
+func frames(bodies ...[]byte) []byte {
+	b := []byte("AMQP\x00\x01\x00\x00")
+	for _, body := range bodies {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(body)+8))
+		b = append(append(b, 2, 0, 0, 0), body...)
+	}
+	return b
 }
 
-// What the peer is slow to read waits and leaves in order; Close lets it leave.
-func TestWireGathers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		near, far := net.Pipe()
-		w := newWire(near)
-		var want []byte
-		for n := range byte(100) {
-			f := transferFrame(n)
-			got, err := w.Write(f)
-			require.NoError(t, err)
-			require.Equal(t, len(f), got)
-			want = append(want, f...)
-			clear(f) // go-amqp uses its buffer again
-		}
-		require.EqualValues(t, 100, w.transfers.Load())
-		closed := make(chan error, 1)
-		go func() { closed <- w.Close() }()
-		got, err := io.ReadAll(far)
-		require.NoError(t, err)
-		require.True(t, bytes.Equal(want, got))
-		require.NoError(t, <-closed)
-		_, err = w.Write([]byte("x"))
-		require.ErrorIs(t, err, net.ErrClosed)
-	})
-}
-
-// A peer that reads nothing holds up the writer at a bound, and ends the connection in time.
-func TestWireHoldsUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		near, far := net.Pipe()
-		defer far.Close()
-		w := newWire(near)
-		failed := make(chan error, 1)
-		written := 0
-		go func() {
-			for {
-				n, err := w.Write(make([]byte, 1<<10))
-				written += n
-				if err != nil {
-					failed <- err
-					return
+func TestFrameScanner(t *testing.T) {
+	detach := []byte{0x00, 0x53, 0x16, 0xc0, 0x03, 0x02, 0x43, 0x41}
+	end := []byte{0x00, 0x53, 0x17, 0x45}
+	extended := []byte{0, 0, 0, 16, 3, 0, 0, 0, 0xde, 0xad, 0xbe, 0xef, 0x00, 0x53, 0x16, 0x45}
+	for _, x := range []struct {
+		name string
+		b    []byte
+		want int64
+	}{
+		{"nothing", nil, 0},
+		{"empty frames", frames(nil, nil), 0},
+		{"disposition and transfer", frames([]byte{0x00, 0x53, 0x15, 0x45}, append([]byte{0x00, 0x53, 0x14, 0x45}, detach...)), 0},
+		{"detach", frames(nil, detach), 1},
+		{"detach, empty, end", frames(detach, nil, end), 2},
+		{"extended header", append(frames(end), extended...), 2},
+		{"not of AMQP", append(frames(), 0, 0, 0, 12, 2, 1, 0, 0, 0x00, 0x53, 0x16, 0x45), 0},
+		{"too short for its size", append(frames(detach), 0, 0, 0, 7, 2, 0, 0, 0, 0x00, 0x53, 0x16), 1},
+		{"offset beyond its size", append(frames(), 0, 0, 0, 12, 9, 0, 0, 0, 0x00, 0x53, 0x16, 0x45), 0},
+		{"half", frames(detach)[:18], 0},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			for size := 1; size <= max(len(x.b), 1); size++ {
+				var s frameScanner
+				var got int64
+				for b := x.b; len(b) > 0; {
+					n := min(size, len(b))
+					got += s.count(b[:n])
+					b = b[n:]
 				}
+				require.Equal(t, x.want, got, "in pieces of %d", size)
 			}
-		}()
-		synctest.Wait()
-		require.LessOrEqual(t, written, 2*wireBuffer+2<<10)
-		require.Empty(t, failed)
-		require.Error(t, <-failed) // after writeTimeout, on the bubble's clock
-		_, err := near.Read(make([]byte, 1))
-		require.Error(t, err, "the reader finds out")
-		_ = w.Close()
+		})
+	}
+}
+
+// However the bytes are cut, the result is the same, and nothing panics.
+func FuzzFrameScanner(f *testing.F) {
+	f.Add(frames(nil, []byte{0x00, 0x53, 0x16, 0x45}), uint8(3))
+	f.Add([]byte("AMQP\x00\x01\x00\x00\xff\xff\xff\xff\x02\x00\x00\x00"), uint8(1))
+	f.Fuzz(func(t *testing.T, b []byte, cut uint8) {
+		var whole, pieces frameScanner
+		want := whole.count(b)
+		var got int64
+		for rest := b; len(rest) > 0; {
+			n := min(int(cut)+1, len(rest))
+			got += pieces.count(rest[:n])
+			rest = rest[n:]
+		}
+		require.Equal(t, want, got)
 	})
 }
 
-// A cut ends what Close would wait for.
-func TestWireCut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		near, far := net.Pipe()
-		defer far.Close()
-		w := newWire(near)
-		_, err := w.Write([]byte("nobody reads this"))
+type bytesConn struct {
+	net.Conn
+	r, w bytes.Buffer
+}
+
+func (c *bytesConn) Read(b []byte) (int, error)  { return c.r.Read(b) }
+func (c *bytesConn) Write(b []byte) (int, error) { return c.w.Write(b) }
+
+func TestWireCounts(t *testing.T) {
+	c := &bytesConn{}
+	w := newWire(c)
+	for _, b := range [][]byte{frames(), frames([]byte{0x00, 0x53, 0x14, 0x45})[8:], frames([]byte{0x00, 0x53, 0x12, 0x45})[8:]} {
+		_, err := w.Write(b)
 		require.NoError(t, err)
-		closed := make(chan struct{})
-		go func() {
-			defer close(closed)
-			_ = w.Close()
-		}()
-		synctest.Wait()
-		select {
-		case <-closed:
-			require.Fail(t, "closed with bytes left")
-		default:
-		}
-		w.cut()
-		<-closed
-	})
+	}
+	require.EqualValues(t, 1, w.transfers.Load())
+	c.r.Write(frames([]byte{0x00, 0x53, 0x16, 0x45}))
+	_, err := w.Read(make([]byte, 100))
+	require.NoError(t, err)
+	require.EqualValues(t, 1, w.ends.Load())
+	require.Len(t, w.ended, 1)
 }

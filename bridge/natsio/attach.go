@@ -204,6 +204,17 @@ func (a *attachment) position(ctx context.Context) (position, error) {
 	return positionOf(c.CachedInfo()), nil
 }
 
+// unpin takes the pin from whoever has it, if the server does it at once.
+func (a *attachment) unpin(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, unpinTimeout)
+	defer cancel()
+	body := []byte(`{"group":"` + pinnedGroup + `"}`)
+	// Otherwise it runs out by itself: without a permission, for one.
+	_ = a.o.Conn.apiRequest(ctx, "CONSUMER.UNPIN."+a.o.Stream+"."+a.o.Consumer, body, &struct{}{})
+}
+
+const unpinTimeout = time.Second
+
 func positionOf(ci *jetstream.ConsumerInfo) position {
 	p := position{
 		deliveredConsumer: ci.Delivered.Consumer, deliveredStream: ci.Delivered.Stream,
@@ -231,5 +242,18 @@ func apiError(err error) error {
 	case errors.Is(err, nats.ErrNoResponders):
 		return errors.New("nobody answers for JetStream: it is not enabled on the server, or not up yet")
 	}
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.Description != "" {
+		return described{err, api.Description}
+	}
 	return oneLine{err}
 }
+
+// described is an error with the server's words alone, without "API error: code=503 err_code=10077".
+type described struct {
+	err  error
+	text string
+}
+
+func (e described) Error() string { return e.text }
+func (e described) Unwrap() error { return e.err }

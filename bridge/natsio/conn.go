@@ -72,13 +72,19 @@ type Conn struct {
 	down      bool   // a streak of failed attempts has been logged
 	denied    map[string]time.Time
 	listeners map[chan struct{}]struct{}
+	session   context.Context // done, with errSessionOver, once the connection is lost
+	endOf     context.CancelCauseFunc
 }
+
+// errSessionOver is why a request gets no answer any more.
+var errSessionOver = errors.New("the connection was lost before the answer came")
 
 // Connect starts a connection and returns it after one attempt at each server,
 // which takes at most three seconds a server; reconnecting goes on in the
 // background, for ever. It fails only for options or files that cannot work.
 func Connect(o Options) (*Conn, error) {
 	c := &Conn{log: o.logger(), servers: o.shown(), denied: map[string]time.Time{}, listeners: map[chan struct{}]struct{}{}}
+	c.session, c.endOf = context.WithCancelCause(context.Background())
 	nc, settings, err := o.dial(c.file,
 		nats.RetryOnFailedConnect(true),
 		nats.MaxReconnects(-1),
@@ -88,7 +94,7 @@ func Connect(o Options) (*Conn, error) {
 		nats.CustomReconnectDelay(reconnectDelay),
 		nats.ConnectHandler(c.connected),
 		nats.ReconnectHandler(c.connected),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { c.disconnected(err) }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { c.endSession(); c.disconnected(err) }),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { c.disconnected(err) }),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) { c.asyncError(sub, err) }),
 	)
@@ -145,6 +151,32 @@ func (c *Conn) Close() {
 		_ = c.nc.FlushWithContext(ctx) // what does not get out comes again to the next owner
 	}
 	c.nc.Close()
+	c.endSession()
+}
+
+func (c *Conn) endSession() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.endOf(errSessionOver)
+	c.session, c.endOf = context.WithCancelCause(context.Background())
+}
+
+// request calls ask with a context for one request: five seconds at most, and not beyond the loss
+// of the connection, with which the answer is lost as well.
+func (c *Conn) request(ctx context.Context, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	c.mu.Lock()
+	session := c.session
+	c.mu.Unlock()
+	defer context.AfterFunc(session, func() { end(errSessionOver) })()
+	err := ask(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errSessionOver) {
+		return errSessionOver // not context.Canceled, which would be the caller's own
+	}
+	return err
 }
 
 // usable is Ready without permissions: whether a request has a chance at all.

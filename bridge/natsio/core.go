@@ -2,7 +2,6 @@ package natsio
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -252,32 +251,14 @@ type request struct {
 	reply string
 }
 
-// Reply sends the outcome: the receipt as a JSON object, several as an array. Downlink-Status is
-// that of the only or the worst one.
+// Reply sends the outcome; see reply.
 func (r *request) Reply(_ context.Context, receipts []bridge.Receipt) error {
 	if len(receipts) == 0 {
 		return nil
 	}
-	var body []byte
-	var err error
-	if len(receipts) == 1 {
-		body, err = json.Marshal(receipts[0])
-	} else {
-		body, err = json.Marshal(receipts)
-	}
+	m, err := reply(r.reply, receipts)
 	if err != nil {
-		return fmt.Errorf("reply: %w", err)
-	}
-	m := &nats.Msg{Subject: r.reply, Data: body, Header: nats.Header{}}
-	worst := receipts[0]
-	for _, c := range receipts[1:] {
-		if worst.Status == "accepted" {
-			worst = c
-		}
-	}
-	m.Header.Set("Downlink-Status", oneText(worst.Status))
-	if worst.Reason != "" {
-		m.Header.Set("Downlink-Reason", oneText(worst.Reason))
+		return err
 	}
 	if err := r.nc.PublishMsg(m); err != nil {
 		return fmt.Errorf("reply: %w", oneLine{err})

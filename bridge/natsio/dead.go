@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -47,11 +46,8 @@ type DeadLettersOptions struct {
 // DeadLetters keeps whole messages that can never be delivered, with the reason, in a
 // stream. It implements bridge.DeadLetters. Safe for concurrent use.
 type DeadLetters struct {
-	o   DeadLettersOptions
-	log *slog.Logger
-
-	mu  sync.Mutex
-	err error // why dead letters cannot be stored, as far as known
+	o      DeadLettersOptions
+	stream *ownStream
 }
 
 // NewDeadLetters checks the options. It does no I/O.
@@ -68,102 +64,27 @@ func NewDeadLetters(o DeadLettersOptions) (*DeadLetters, error) {
 	if o.MaxBytes == 0 {
 		o.MaxBytes = deadMaxBytes
 	}
-	d := &DeadLetters{o: o, log: logger(o.Logger)}
-	d.err = errors.New("stream " + d.Stream() + ": not checked yet")
-	return d, nil
+	return &DeadLetters{o: o, stream: &ownStream{
+		conn: o.Conn, log: logger(o.Logger), use: "dead letters", cannot: "dead letters cannot be stored", prefix: deadPrefix(o.Name),
+		config: jetstream.StreamConfig{
+			Name: DeadStream(o.Name), Subjects: []string{DeadSubjects(o.Name)}, MaxAge: o.MaxAge, MaxBytes: o.MaxBytes, Discard: jetstream.DiscardNew,
+		},
+		create: o.Create, copies: copies{o.Replicas, o.Sources},
+		err: errors.New("stream " + DeadStream(o.Name) + ": not checked yet"),
+	}}, nil
 }
 
 // Stream is the stream's name.
 func (d *DeadLetters) Stream() string { return DeadStream(d.o.Name) }
 
 // Ready is nil if dead letters can be stored, as far as known without one. Otherwise it is one line.
-func (d *DeadLetters) Ready() error {
-	denied := d.o.Conn.deniedOf(func(op, subject string) bool {
-		return op == "publish" && (strings.HasPrefix(subject, deadPrefix(d.o.Name)) || hasToken(subject, d.Stream()))
-	})
-	if denied != "" {
-		return errors.New("missing NATS permission: " + denied + " (dead letters)")
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.err
-}
+func (d *DeadLetters) Ready() error { return d.stream.ready() }
 
 // Run makes sure that the stream exists, again after each reconnect, until ctx is done. Without it
 // the first Store does.
 func (d *DeadLetters) Run(ctx context.Context) error {
-	reconnected, stop := d.o.Conn.notify()
-	defer stop()
-	retry := newBackOff()
-	for {
-		err := d.ensure(ctx)
-		wait := time.Minute // someone may delete it
-		if err != nil {
-			wait = retry.NextBackOff()
-		} else {
-			retry.Reset()
-		}
-		t := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil
-		case <-reconnected:
-		case <-t.C:
-		}
-		t.Stop()
-	}
-}
-
-// ensure finds or creates the stream.
-func (d *DeadLetters) ensure(ctx context.Context) (err error) {
-	defer func() { d.note(err) }()
-	if err := d.o.Conn.usable(); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, 2*apiTimeout)
-	defer cancel()
-	js := d.o.Conn.js
-	if _, err = js.Stream(ctx, d.Stream()); err == nil {
-		return nil
-	}
-	subjects := []string{deadPrefix(d.o.Name) + ">"}
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		if !d.o.Create {
-			return fmt.Errorf("stream %s for dead letters does not exist: `nats stream add %s --subjects '%s'` or set storage.create: true", d.Stream(), d.Stream(), subjects[0])
-		}
-		err = createStream(ctx, js, jetstream.StreamConfig{
-			Name: d.Stream(), Subjects: subjects, MaxAge: d.o.MaxAge, MaxBytes: d.o.MaxBytes,
-			Discard: jetstream.DiscardNew, Replicas: d.replicas(ctx, js),
-		})
-	}
-	if err != nil {
-		return fmt.Errorf("stream %s for dead letters: %w", d.Stream(), apiError(err))
-	}
+	d.stream.run(ctx)
 	return nil
-}
-
-func (d *DeadLetters) replicas(ctx context.Context, js jetstream.JetStream) int {
-	n := max(d.o.Replicas, 1)
-	if d.o.Replicas > 0 {
-		return n
-	}
-	for _, source := range d.o.Sources {
-		if s, err := js.Stream(ctx, source); err == nil {
-			n = max(n, s.CachedInfo().Config.Replicas)
-		}
-	}
-	return n
-}
-
-func (d *DeadLetters) note(err error) {
-	d.mu.Lock()
-	was := d.err
-	d.err = err
-	d.mu.Unlock()
-	if err != nil && !errors.Is(err, context.Canceled) && (was == nil || was.Error() != err.Error()) {
-		d.log.Warn("dead letters cannot be stored", "err", err)
-	}
 }
 
 // Store blocks until JetStream has acknowledged the dead letter, five seconds at most. Storing the
@@ -171,7 +92,7 @@ func (d *DeadLetters) note(err error) {
 func (d *DeadLetters) Store(ctx context.Context, letter bridge.DeadLetter) (err error) {
 	defer func() {
 		if ctx.Err() == nil {
-			d.note(err)
+			d.stream.note(err)
 		}
 	}()
 	m := d.message(letter)
@@ -179,7 +100,7 @@ func (d *DeadLetters) Store(ctx context.Context, letter bridge.DeadLetter) (err 
 	err = d.publish(ctx, m)
 	switch {
 	case errors.Is(err, jetstream.ErrNoStreamResponse):
-		if err := d.ensure(ctx); err != nil {
+		if err := d.stream.ensure(ctx); err != nil {
 			return err
 		}
 		err = d.publish(ctx, m)
@@ -242,18 +163,21 @@ func (d *DeadLetters) message(l bridge.DeadLetter) *nats.Msg {
 // letterID is the same for each try to store one message's fate at one target. A message from
 // core NATS has no number; the moment of its death tells it from others like it.
 func letterID(l bridge.DeadLetter) string {
-	h := sha256.New()
-	write := func(parts ...string) {
-		for _, p := range parts {
-			fmt.Fprintf(h, "%d:%s,", len(p), p)
-		}
-	}
 	in := l.Message
-	write(in.Stream, strconv.FormatUint(in.Sequence, 10), stamp(in.Time), l.Route, l.Hub, l.Device, l.MessageID)
+	parts := []string{in.Stream, strconv.FormatUint(in.Sequence, 10), stamp(in.Time), l.Route, l.Hub, l.Device, l.MessageID}
 	if in.Stream == "" {
-		write(in.Subject, string(in.Payload), stamp(l.At))
+		parts = append(parts, in.Subject, string(in.Payload), stamp(l.At))
 	}
-	return "dead-" + hex.EncodeToString(h.Sum(nil)[:16])
+	return "dead-" + digest(parts...)
+}
+
+// digest tells lists of texts apart.
+func digest(parts ...string) string {
+	h := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:%s,", len(p), p)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 // originalHeaders keeps a message's headers under names that mean nothing to JetStream or to us.

@@ -3,7 +3,10 @@ package natsio
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
+
+	"downlink/mapping"
 )
 
 // DeadStream is the stream that holds the dead letters of a bridge or relay of this name.
@@ -13,6 +16,42 @@ func DeadStream(name string) string { return streamName(name) + "_DEAD" }
 func DeadSubjects(name string) string { return deadPrefix(name) + ">" }
 
 func deadPrefix(name string) string { return name + ".dead." }
+
+// ReceiptStream is the stream that holds the receipts of a bridge of this name.
+func ReceiptStream(name string) string { return streamName(name) + "_RECEIPTS" }
+
+// ReceiptSubject is where receipts are published, and an empty hub, device or status stands for all.
+func ReceiptSubject(name, hub, device, status string) string {
+	any := func(s string) string {
+		if s == "" {
+			return "*"
+		}
+		return token(s)
+	}
+	return receiptPrefix(name) + any(hub) + "." + any(device) + "." + any(status)
+}
+
+func receiptPrefix(name string) string { return name + ".receipt." }
+
+// PendingBucket is the KV bucket with what a bridge of this name waits for feedback of.
+func PendingBucket(name string) string { return name + "-pending" }
+
+// keyToken is a KV key's token of any text: every byte outside [A-Za-z0-9_-] as =XX.
+func keyToken(s string) string {
+	if s == "" {
+		return "=" // no text gives it
+	}
+	var b strings.Builder
+	for i := range len(s) {
+		c := s[i]
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "=%02X", c)
+		}
+	}
+	return b.String()
+}
 
 // streamName is the name in upper case, every other byte than a letter or digit as "_".
 func streamName(name string) string {
@@ -104,3 +143,24 @@ func hasToken(subject, token string) bool {
 	}
 	return false
 }
+
+// MailboxStream is the stream that holds what waits of a bridge of this name.
+func MailboxStream(name string) string { return streamName(name) + "_MAILBOX" }
+
+// MailboxSubjects is what that stream stores.
+func MailboxSubjects(name string) string { return mailboxPrefix(name) + ">" }
+
+func mailboxPrefix(name string) string { return name + ".mailbox." }
+
+// untoken is the exact inverse of mapping.SubjectToken; false if s is none of its results.
+func untoken(s string) (string, bool) {
+	text, err := url.PathUnescape(s)
+	if err != nil || mapping.SubjectToken(text) != s {
+		return "", false
+	}
+	return text, true
+}
+
+// kvKey is one token of a KV key of any text: every byte outside [A-Za-z0-9_-] as =XX,
+// since a key may have no "%".
+func kvKey(s string) string { return strings.ReplaceAll(mapping.SubjectToken(s), "%", "=") }

@@ -30,6 +30,7 @@ type puller struct {
 	msgs chan *nats.Msg
 
 	ctx        context.Context // of run
+	tenure     *tenure         // the one that is pulled for; always nil without a lease
 	pulling    bool
 	draining   bool
 	pin        string
@@ -49,7 +50,8 @@ type puller struct {
 
 type attachResult struct {
 	attached
-	err error
+	tenure *tenure
+	err    error
 }
 
 type answer struct {
@@ -61,27 +63,81 @@ type answer struct {
 func newPuller(s *JetStreamSource) (*puller, error) {
 	p := &puller{
 		s: s, at: attachment{o: &s.o, start: s.start, time: s.time},
-		inbx: s.o.Conn.nc.NewInbox(),
-		// Never full: the server has at most MaxAckPending messages under way, redeliveries of
-		// what is held aside.
-		msgs:     make(chan *nats.Msg, 2*s.o.MaxAckPending+4*pullBatch),
 		retry:    newBackOff(),
 		attaches: make(chan attachResult, 1), answers: make(chan answer, 1),
 	}
-	var err error
-	p.sub, err = s.o.Conn.nc.ChanSubscribe(p.inbx+".*", p.msgs)
-	return p, err
+	if s.o.Lease != nil {
+		return p, nil // when a term begins
+	}
+	return p, p.subscribe()
+}
+
+// subscribe makes room for deliveries that nothing pulled before can get into.
+func (p *puller) subscribe() (err error) {
+	p.inbx = p.s.o.Conn.nc.NewInbox()
+	// Never full: the server has at most MaxAckPending messages under way, redeliveries of
+	// what is held aside.
+	p.msgs = make(chan *nats.Msg, 2*p.s.o.MaxAckPending+4*pullBatch)
+	p.sub, err = p.s.o.Conn.nc.ChanSubscribe(p.inbx+".*", p.msgs)
+	return err
+}
+
+// unsubscribe ends all deliveries. Without interest the server gives nothing more.
+func (p *puller) unsubscribe() {
+	if p.sub != nil {
+		_ = p.sub.Unsubscribe()
+	}
+}
+
+// begin starts to pull for a new owner, if there is one.
+func (p *puller) begin() (lost <-chan struct{}) {
+	p.s.mu.Lock()
+	t := p.s.tenure
+	p.s.mu.Unlock()
+	p.end()
+	if t == nil || p.draining {
+		return nil
+	}
+	if err := p.subscribe(); err != nil { // the connection is closed
+		p.detach(err)
+		return nil
+	}
+	p.tenure = t
+	return t.lost
+}
+
+// end stops to pull and forgets what came of it.
+func (p *puller) end() {
+	p.unsubscribe()
+	p.tenure, p.sub, p.msgs, p.pin, p.pulling = nil, nil, nil, "", false
+	p.reset()
+}
+
+// collect takes what is still on its way to us, so that it can be given back.
+func (p *puller) collect() {
+	if p.s.o.Lease == nil || p.sub == nil || p.sub.Drain() != nil || p.s.o.Conn.nc.FlushTimeout(releaseTimeout) != nil {
+		return
+	}
+	for {
+		select {
+		case m := <-p.msgs:
+			p.handle(m)
+		default:
+			return
+		}
+	}
 }
 
 func (p *puller) run(ctx context.Context) {
 	p.ctx = ctx
 	reconnected, stop := p.s.o.Conn.notify()
 	defer stop()
-	defer func() { _ = p.sub.Unsubscribe() }()
+	defer p.unsubscribe()
 	tick := time.NewTicker(p.s.time.ask)
 	defer tick.Stop()
 	again := time.NewTimer(0) // attach now
 	defer again.Stop()
+	var lost <-chan struct{}
 
 	drained := p.s.drained
 	attaching, anew := false, false
@@ -94,11 +150,24 @@ func (p *puller) run(ctx context.Context) {
 			if p.asking {
 				<-p.answers
 			}
+			p.collect()
 			return
+		case <-p.s.own:
+			if lost = p.begin(); lost != nil {
+				again.Reset(0)
+			}
+		case <-lost:
+			lost = nil
+			p.s.mu.Lock()
+			p.s.disown(p.tenure)
+			p.s.mu.Unlock()
+			p.end()
 		case <-drained:
 			drained = nil
 			p.pulling, p.draining = false, true
-			_ = p.sub.Unsubscribe() // without interest the server gives nothing more
+			if p.s.o.Lease == nil {
+				p.unsubscribe()
+			}
 		case m := <-p.msgs:
 			if p.handle(m) {
 				again.Reset(p.retry.NextBackOff())
@@ -108,12 +177,15 @@ func (p *puller) run(ctx context.Context) {
 			p.detach(nil)
 			again.Reset(0)
 		case <-again.C:
+			if p.s.o.Lease != nil && p.tenure == nil {
+				continue
+			}
 			if attaching {
 				anew = true
 				continue
 			}
 			attaching, anew = true, false
-			go p.attach(ctx)
+			go p.attach(ctx, p.tenure)
 		case r := <-p.attaches:
 			attaching = false
 			if wait, ok := p.attached(r); !ok {
@@ -134,17 +206,29 @@ func (p *puller) run(ctx context.Context) {
 	}
 }
 
-func (p *puller) attach(ctx context.Context) {
+func (p *puller) attach(ctx context.Context, t *tenure) {
 	p.s.mu.Lock()
+	first := p.s.barrier.next == 0 // in this tenure
 	resume := p.s.barrier.resume()
+	if first {
+		resume = max(resume, p.s.resume)
+	}
 	p.s.mu.Unlock()
 	got, err := p.at.attach(ctx, resume)
-	p.attaches <- attachResult{got, err}
+	if err == nil && t != nil && first && got.position.pin != "" {
+		// Whoever is pinned has lost the lease, or does not know of it. Its pin need not run out.
+		p.at.unpin(ctx)
+		got.position, err = p.at.position(ctx)
+	}
+	p.attaches <- attachResult{got, t, err}
 }
 
 // attached starts pulling, or says how long to wait before the next try.
 func (p *puller) attached(r attachResult) (time.Duration, bool) {
 	s := p.s
+	if r.tenure != p.tenure {
+		return 0, false // for an earlier tenure
+	}
 	if r.err != nil {
 		p.detach(r.err)
 		return p.retry.NextBackOff(), false
@@ -152,8 +236,13 @@ func (p *puller) attached(r attachResult) (time.Duration, bool) {
 	type ack struct{ reply, text string }
 	var acks []ack
 	s.mu.Lock()
+	if s.tenure != p.tenure {
+		s.mu.Unlock()
+		return time.Second, false // it is over, and we are about to be told
+	}
 	if r.anew {
 		s.barrier.abandon(r.created)
+		s.resume = 0
 	}
 	s.barrier.attach(r.position)
 	for h, text := range s.unsent {
@@ -181,7 +270,7 @@ func (p *puller) detach(err error) {
 	p.pulling = false
 	p.s.mu.Lock()
 	p.s.attached = false
-	if err != nil {
+	if err != nil && p.s.tenure == p.tenure {
 		p.s.err = err
 	}
 	p.s.mu.Unlock()

@@ -26,6 +26,11 @@ type timing struct {
 	silence   time.Duration // no message, no heartbeat: the pull is lost
 	ask       time.Duration // between questions for the position, while the barrier is on
 	refresh   time.Duration // the same, while nothing arrives
+
+	leaseTTL   time.Duration // the server drops a lease so long after its last renewal
+	leaseValid time.Duration // its holder counts on it so long from the start of the renewal; below leaseTTL
+	leaseRenew time.Duration // between renewals
+	leasePoll  time.Duration // between tries: for a lease that somebody holds, and after a failed renewal
 }
 
 func realTiming() timing {
@@ -33,6 +38,7 @@ func realTiming() timing {
 		ackWait: 10 * time.Second, progress: 3 * time.Second, pinnedTTL: 10 * time.Second,
 		expires: 5 * time.Second, heartbeat: time.Second, silence: 3 * time.Second,
 		ask: 250 * time.Millisecond, refresh: 5 * time.Second,
+		leaseTTL: 10 * time.Second, leaseValid: 8 * time.Second, leaseRenew: 3 * time.Second, leasePoll: 400 * time.Millisecond,
 	}
 }
 
@@ -57,12 +63,16 @@ type SourceOptions struct {
 	Subjects []string
 	// MaxAckPending bounds what is held in memory. Default 4096.
 	MaxAckPending int
-	Logger        *slog.Logger
+	// Lease makes one process at a time the owner: the source pulls only from Own until the lease
+	// is lost. The source runs it, and nobody else may use it. Without one Own is not needed, and only
+	// the consumer's pinned-client policy keeps two processes apart.
+	Lease  *Lease
+	Logger *slog.Logger
 }
 
 // JetStreamSource yields the messages of one stream in stream order, each until
 // it is settled, across crashes, reconnects and take-overs; see barrier.go. It
-// implements bridge.Source. Run must be running for Receive to return anything.
+// implements bridge.Source, and bridge.Owned. Run must be running for Receive and Own to return.
 type JetStreamSource struct {
 	o     SourceOptions
 	start startPolicy
@@ -80,6 +90,12 @@ type JetStreamSource struct {
 	draining bool
 	attached bool  // the consumer is known to be there, of the stream that we know
 	err      error // why it is not
+
+	// With a lease.
+	own      chan struct{} // tells the puller of a new tenure
+	tenure   *tenure       // nil: not ours
+	disowned bool          // Receive has to say so
+	resume   uint64        // where the consumer would have gone on in an earlier tenure
 }
 
 // NewJetStreamSource checks the options. It does no I/O.
@@ -104,6 +120,7 @@ func NewJetStreamSource(o SourceOptions) (*JetStreamSource, error) {
 		barrier: newBarrier(t, 2*o.MaxAckPending),
 		unsent:  map[*held]string{},
 		err:     errors.New("stream " + o.Stream + ": not consuming yet"),
+		own:     make(chan struct{}, 1),
 	}, nil
 }
 
@@ -122,15 +139,29 @@ func (s *JetStreamSource) Ready() error {
 	if err := s.o.Conn.Ready(); err != nil {
 		return err
 	}
+	if s.o.Lease != nil {
+		if err := s.o.Lease.Ready(); err != nil {
+			return err
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.err
 }
 
-// Receive blocks for the next delivery. It fails only when ctx is done.
+// Receive blocks for the next delivery. It fails only when ctx is done, or with
+// bridge.ErrDisowned, once, when the lease is lost.
 func (s *JetStreamSource) Receive(ctx context.Context) (bridge.Delivery, error) {
 	for {
 		s.mu.Lock()
+		if s.tenure != nil && !s.holds() {
+			s.disown(s.tenure) // before the puller notices
+		}
+		if s.disowned {
+			s.disowned = false
+			s.mu.Unlock()
+			return nil, bridge.ErrDisowned
+		}
 		for len(s.queue) > 0 {
 			h := s.queue[0]
 			s.queue[0] = nil
@@ -162,22 +193,35 @@ func (s *JetStreamSource) Drain() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.draining, s.queue = true, nil
-		s.barrier.letGo()
+		if s.o.Lease == nil {
+			s.barrier.letGo()
+		} // else the next owner gets it with the lease; see giveBack
 	})
 }
 
-// Run consumes until ctx is done, then lets go of what is held, without a nak: a nak would put
-// it behind newer messages. It fails only if the connection was closed.
+// Run consumes until ctx is done, then lets go of what is held. Without a lease it does so without a nak, which
+// would put it behind newer messages; with one the next owner begins behind its barrier, and gets
+// at once what is given back. It fails only if the connection was closed.
 func (s *JetStreamSource) Run(ctx context.Context) error {
 	p, err := newPuller(s)
 	if err != nil {
 		return fmt.Errorf("stream %s: %w", s.o.Stream, err)
+	}
+	// The lease outlives all that relies on it.
+	leaseCtx, endLease := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLease()
+	var lease sync.WaitGroup
+	if s.o.Lease != nil {
+		lease.Go(func() { s.o.Lease.Run(leaseCtx) })
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { p.run(ctx); return nil })
 	g.Go(func() error { s.keepAlive(ctx); return nil })
 	err = g.Wait()
 	s.Drain()
+	s.giveBack()
+	endLease()
+	lease.Wait()
 	s.mu.Lock()
 	s.err = errors.New("stream " + s.o.Stream + ": stopped")
 	s.mu.Unlock()
@@ -199,7 +243,10 @@ func (s *JetStreamSource) keepAlive(ctx context.Context) {
 			continue // an old progress ack says nothing
 		}
 		s.mu.Lock()
-		replies := s.barrier.progress()
+		var replies []string
+		if s.holds() {
+			replies = s.barrier.progress()
+		}
 		s.mu.Unlock()
 		for _, r := range replies {
 			_ = s.o.Conn.nc.Publish(r, []byte("+WPI")) // without it the message comes again, and is recognised
@@ -210,7 +257,7 @@ func (s *JetStreamSource) keepAlive(ctx context.Context) {
 // take handles one delivery. started: the barrier began, or began again, with it.
 func (s *JetStreamSource) take(a arrival) (started bool, epoch uint64) {
 	s.mu.Lock()
-	if s.draining {
+	if s.draining && s.o.Lease == nil || !s.holds() {
 		s.mu.Unlock()
 		return false, 0
 	}
@@ -232,7 +279,7 @@ func (s *JetStreamSource) take(a arrival) (started bool, epoch uint64) {
 
 // release lets messages out to Receive. s.mu is held.
 func (s *JetStreamSource) release(out []*held) {
-	if len(out) > 0 {
+	if len(out) > 0 && !s.draining {
 		s.queue = append(s.queue, out...)
 		signal(s.arrived)
 	}
@@ -242,6 +289,10 @@ func (s *JetStreamSource) release(out []*held) {
 // least once: an ack that gets lost brings the message again, and the barrier recognises it.
 func (s *JetStreamSource) settle(h *held, text string) error {
 	s.mu.Lock()
+	if !h.gone && !s.holds() {
+		s.disown(s.tenure)
+		h.gone = true // the next owner may have it by now
+	}
 	if !s.barrier.settle(h) {
 		s.mu.Unlock()
 		return nil

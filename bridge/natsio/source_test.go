@@ -25,6 +25,7 @@ func quick() timing {
 		ackWait: 2 * time.Second, progress: 500 * time.Millisecond, pinnedTTL: 2 * time.Second,
 		expires: time.Second, heartbeat: 300 * time.Millisecond, silence: time.Second,
 		ask: 50 * time.Millisecond, refresh: time.Second,
+		leaseTTL: 2 * time.Second, leaseValid: 1500 * time.Millisecond, leaseRenew: 500 * time.Millisecond, leasePoll: 80 * time.Millisecond,
 	}
 }
 
@@ -66,6 +67,9 @@ func runOwner(t testing.TB, url string, change func(*SourceOptions)) *owner {
 	require.NoError(t, err)
 	s.time = quick()
 	s.barrier = newBarrier(s.time, 2*s.o.MaxAckPending)
+	if o.Lease != nil {
+		o.Lease.time = quick()
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &owner{t: t, conn: o.Conn, source: s, cancel: cancel, done: make(chan struct{})}
 	go func() {

@@ -249,6 +249,7 @@ func (h *embeddedHub) options() *app.EmbeddedHub {
 		ServiceConnectionString: h.service,
 		DeviceConnectionString:  h.DeviceConnectionString,
 		AMQPAddress:             h.AMQPAddr(),
+		HTTPSAddress:            h.HTTPAddr(),
 		MQTTAddress:             h.MQTTAddr(),
 		RootCAs:                 h.RootCAs(),
 	}

@@ -24,6 +24,7 @@ type hubFlags struct {
 	rules               hubRuleFlags
 	deviceSide          hubDeviceFlags
 	play                hubPlayFlags
+	entra               hubEntraFlags
 }
 
 func newHubCmd(s streams, logs *logFlags) *cobra.Command {
@@ -64,6 +65,7 @@ $XDG_STATE_HOME/downlink/hub, or ~/.local/state/downlink/hub.`,
 	f.deviceSide.register(fs)
 	f.rules.register(fs)
 	f.play.register(fs)
+	f.entra.register(fs)
 	cmd.AddCommand(newConnectionStringCmd(s), newHubListCmd(s), newHubShowCmd(s), newHubPurgeCmd(s))
 	return cmd
 }
@@ -98,6 +100,9 @@ func (f *hubFlags) run(ctx context.Context, s streams, log *slog.Logger) error {
 		return err
 	}
 	if err := f.play.apply(&o); err != nil {
+		return err
+	}
+	if err := f.entra.apply(&o); err != nil {
 		return err
 	}
 	hub, err := openHub(o)

@@ -12,7 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"downlink/bridge/app"
 	"downlink/bridge/config"
+	"downlink/bridge/hubservice"
 )
 
 // access is how to reach one side of one hub. The connection string is a secret.
@@ -21,6 +23,22 @@ type access struct {
 	address          string // host:port; "" is the hub's name and the protocol's port
 	rootCAs          *x509.CertPool
 	ours             bool // an embedded hub, known by its data directory
+	// hub is the service side as a configuration has it, which may do without a
+	// connection string; nil: what is above is all.
+	hub *hubservice.Options
+}
+
+// service is how to reach the hub's service side.
+func (a access) service() hubservice.Options {
+	o := hubservice.Options{ConnectionString: a.connectionString}
+	if a.hub != nil {
+		o = *a.hub
+	}
+	if o.Hub = part(a.connectionString, "HostName"); o.Entra != nil {
+		o.Hub = o.Host
+	}
+	o.Address, o.RootCAs = a.address, a.rootCAs
+	return o
 }
 
 // identityFlags choose a connection string; send uses a hub's, listen a device's.
@@ -144,9 +162,11 @@ func (f *identityFlags) fromConfig(device string) (access, error) {
 	if h.Embedded {
 		return access{}, usagef("%s: hub %s lives inside the bridge's process: use --data-dir", f.configFile, h.Name)
 	}
-	a := access{connectionString: h.ConnectionString.Reveal(), address: h.AMQPAddress}
-	a.rootCAs, err = certPool(f.configFile, h.CAFile)
-	return a, err
+	o, err := app.HubOptions(h)
+	if err != nil {
+		return access{}, usagef("%s: hub %s: %w", f.configFile, h.Name, err)
+	}
+	return access{connectionString: h.ConnectionString.Reveal(), address: o.Address, rootCAs: o.RootCAs, hub: &o}, nil
 }
 
 func deviceFromConfig(file string, relay *config.Relay, device string) (access, error) {

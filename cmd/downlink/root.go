@@ -80,6 +80,7 @@ Then:         downlink init downlink.yaml
 		newListenCmd(s, logs),
 		newPubCmd(s, logs),
 		newSubCmd(s, logs),
+		newFeedbackCmd(s, logs),
 		newReadyCmd(s),
 		newVersionCmd(s),
 	)

@@ -87,9 +87,9 @@ func (f *sendFlags) run(ctx context.Context, s streams, log *slog.Logger) error 
 	if err != nil {
 		return err
 	}
-	client, err := hubservice.New(hubservice.Options{
-		Hub: part(a.connectionString, "HostName"), ConnectionString: a.connectionString, Address: a.address, RootCAs: a.rootCAs, Logger: log,
-	})
+	o := a.service()
+	o.Logger = log
+	client, err := hubservice.New(o)
 	if err != nil {
 		return asUsage(err)
 	}

@@ -208,6 +208,6 @@ one to start from; the folder ` + "`configs/`" + ` has more.
 
 const environment = `A flag precedes the environment, that precedes the file, and that precedes the default. A variable that is empty counts as
 unset; an unknown one that begins with ` + "`DOWNLINK_`" + ` is warned about. A connection string from here replaces ` + "`connection_string`," + `
-` + "`connection_string_file` and `embedded`" + ` of the file, and adds the hub or the device if the file names none; the URL replaces
+` + "`connection_string_file`, `entra`, `embedded`" + ` and the secondary one of the file, and adds the hub or the device if the file names none; the URL replaces
 ` + "`url`, `context` and `embedded`" + `. Commands take the flags that concern them; secrets themselves are never flags.
 `

@@ -153,15 +153,22 @@ func text(v any) string {
 	return ""
 }
 
+// bearer comes before the text of an Entra token.
+const bearer = "bearer "
+
 // putToken carries the request out and gives status code and description.
 func (c *conn) putToken(r tokenRequest) (int32, string) {
 	if !strings.EqualFold(r.operation, "put-token") {
 		return 400, "the operation is not put-token"
 	}
 	switch strings.ToLower(r.kind) {
-	case "servicebus.windows.net:sastoken":
-	case "bearer", "jwt":
-		return 401, "this hub takes shared access signatures, not Entra tokens"
+	case "servicebus.windows.net:sastoken": // Node's SDK puts Entra tokens under this name too
+	case "bearer":
+		if r.token != "" && !strings.HasPrefix(strings.ToLower(r.token), bearer) {
+			r.token = bearer + r.token // C# leaves it out
+		}
+	case "jwt":
+		return 401, "this hub takes Entra tokens as bearer, not as jwt" // whether IoT Hub takes it, nobody outside knows
 	default:
 		return 400, "the token type is not servicebus.windows.net:sastoken"
 	}

@@ -19,7 +19,7 @@ type Backend interface {
 	// Enqueue takes a message over, or says why not with a *c2d.Refusal. Any other error is
 	// told to the sender as amqp:internal-error. It may keep m's slices.
 	Enqueue(m c2d.Message) error
-	// Authorize verifies the text of a SAS token. A *c2d.Refusal chooses the answer's code and text;
+	// Authorize verifies the text of a SAS token, or of an Entra token with "Bearer " before it. A *c2d.Refusal chooses the answer's code and text;
 	// any other error is answered as unauthorized, without its text.
 	Authorize(token string) (Grant, error)
 }

@@ -1,0 +1,179 @@
+package hubservice_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"downlink/bridge/bridgetest"
+	"downlink/bridge/emulator"
+	"downlink/bridge/emulator/entra"
+	"downlink/bridge/emulator/fault"
+	"downlink/bridge/hubservice"
+	"downlink/mapping"
+)
+
+func runThis(t testing.TB, c *hubservice.Client) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-done)
+	})
+}
+
+// logText is a log that a test reads while it is written.
+type logText struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logText) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *logText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// entraOptions are a client's that has its secret in a file.
+func entraOptions(t *testing.T, issuer *bridgetest.Issuer, devices ...string) (*bridgetest.Hub, hubservice.Options, *logText, string) {
+	h := bridgetest.RunHubWith(t, emulator.Options{Devices: devices, Entra: &entra.Options{Issuer: issuer.URL(), RootCAs: issuer.RootCAs()}})
+	file := filepath.Join(t.TempDir(), "secret")
+	require.NoError(t, os.WriteFile(file, []byte(issuer.Secret+"\n"), 0o600))
+	o := options(h)
+	o.ConnectionString = ""
+	o.Host = h.Hostname()
+	o.RootCAs = h.RootCAs()
+	pem, err := os.ReadFile(issuer.CAFile())
+	require.NoError(t, err)
+	require.True(t, o.RootCAs.AppendCertsFromPEM(pem))
+	o.Entra = &hubservice.Entra{TenantID: issuer.Tenant, ClientID: issuer.Client, ClientSecretFile: file, Authority: issuer.Authority()}
+	log := &logText{}
+	o.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	t.Cleanup(func() {
+		require.NotContains(t, log.String(), issuer.Secret)
+		require.NotContains(t, log.String(), "eyJ")
+		if t.Failed() {
+			t.Log(log.String())
+		}
+	})
+	return h, o, log, file
+}
+
+func TestEntra(t *testing.T) {
+	issuer := bridgetest.RunIssuer(t)
+	h, o, _, _ := entraOptions(t, issuer, "d1")
+	c := run(t, o)
+	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1", MessageID: "m"}))
+	require.Len(t, h.Queue("d1"), 1)
+	require.NoError(t, c.Ready())
+	require.Equal(t, "entra", c.Stats().Credential)
+	require.Equal(t, 1, issuer.Granted())
+	require.InDelta(t, time.Hour.Seconds(), time.Until(c.Stats().TokenExpires).Seconds(), 60)
+
+	o.WebSocket, o.Address = true, h.HTTPAddr()
+	c = run(t, o)
+	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1", MessageID: "m"}))
+}
+
+// Renewed before it expires, on the same link; the hub would close it otherwise.
+func TestEntraRenewal(t *testing.T) {
+	issuer := bridgetest.RunIssuer(t)
+	issuer.SetLifetime(4 * time.Second)
+	_, o, _, _ := entraOptions(t, issuer, "d1")
+	c := run(t, o)
+	ctx := within(t, 60*time.Second)
+	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
+	first := c.Stats().TokenExpires
+	require.Eventually(t, func() bool { return time.Now().After(first.Add(time.Second)) }, 20*time.Second, 10*time.Millisecond)
+	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
+	require.Zero(t, c.Stats().Reconnects)
+	require.GreaterOrEqual(t, issuer.Granted(), 2)
+}
+
+// The secret is wrong, and then it is not: Ready names who we are and what to
+// check, without the secret, although the issuer repeats it.
+func TestEntraRefusesTheClient(t *testing.T) {
+	issuer := bridgetest.RunIssuer(t)
+	h, o, log, file := entraOptions(t, issuer, "d1")
+	require.NoError(t, os.WriteFile(file, []byte("not the secret+"), 0o600))
+	c := run(t, o)
+	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "unauthorized: no Entra token for ") }, 20*time.Second, time.Millisecond)
+	text := c.Ready().Error()
+	require.Contains(t, text, fmt.Sprintf("client %q of tenant %q", issuer.Client, issuer.Tenant))
+	require.Contains(t, text, "check tenant, client and its secret or certificate")
+	require.NotContains(t, text, "\n")
+	require.NotContains(t, log.String(), "not the secret")
+	require.Zero(t, issuer.Granted())
+	require.Equal(t, 1, strings.Count(log.String(), "level=ERROR"))
+
+	require.NoError(t, os.WriteFile(file, []byte(issuer.Secret), 0o600))
+	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1"}))
+	require.Len(t, h.Queue("d1"), 1)
+
+	o.Entra.ClientSecretFile = file + "-missing"
+	c = run(t, o)
+	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "not connected: no Entra token for ") }, 20*time.Second, time.Millisecond)
+	require.ErrorContains(t, c.Ready(), "secret-missing: no such file")
+}
+
+// The hub refuses the token: a new one is fetched, then Ready names the role.
+func TestHubRefusesEntra(t *testing.T) {
+	issuer := bridgetest.RunIssuer(t)
+	h, o, log, _ := entraOptions(t, issuer, "d1")
+	issuer.Change(func(claims map[string]any) { claims["aud"] = "https://vault.azure.net" })
+	c := run(t, o)
+	require.Eventually(t, func() bool {
+		return strings.Contains(fmt.Sprint(c.Ready()), "unauthorized: the hub refuses Entra client ")
+	}, 20*time.Second, time.Millisecond)
+	require.ErrorContains(t, c.Ready(), "give the identity the role IoT Hub Data Contributor on the hub")
+	require.GreaterOrEqual(t, issuer.Granted(), 2)
+	issuer.Change(nil)
+	ctx := within(t, 20*time.Second)
+	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
+	require.NoError(t, c.Ready())
+
+	// In the middle of its life, to one message.
+	granted := issuer.Granted()
+	h.Faults().Add(fault.Transfer, 1, nil, fault.Action{Kind: fault.Reject, Condition: "amqp:unauthorized-access"})
+	require.Error(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
+	require.Eventually(t, func() bool { return issuer.Granted() == granted+1 }, 10*time.Second, time.Millisecond)
+	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
+	require.Zero(t, c.Stats().Reconnects)
+	require.NotContains(t, log.String(), "vault.azure.net")
+}
+
+// The default credential takes what the environment has.
+func TestEntraDefault(t *testing.T) {
+	issuer := bridgetest.RunIssuer(t)
+	_, o, _, _ := entraOptions(t, issuer, "d1")
+	o.Entra = &hubservice.Entra{Authority: issuer.Authority()}
+	t.Setenv("AZURE_TENANT_ID", issuer.Tenant)
+	t.Setenv("AZURE_CLIENT_ID", issuer.Client)
+	t.Setenv("AZURE_CLIENT_SECRET", issuer.Secret)
+	c := run(t, o)
+	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1"}))
+	require.Equal(t, 1, issuer.Granted())
+
+	// Workload identity: a service account's token in a file, exchanged for one of Entra.
+	o.Entra = &hubservice.Entra{Authority: issuer.Authority(), Identity: hubservice.EntraWorkload, TenantID: issuer.Tenant, ClientID: issuer.Client}
+	c = run(t, o)
+	require.Eventually(t, func() bool {
+		return strings.Contains(fmt.Sprint(c.Ready()), fmt.Sprintf("no Entra token for workload identity client %q of tenant %q", issuer.Client, issuer.Tenant))
+	}, 10*time.Second, time.Millisecond)
+}

@@ -1,0 +1,188 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+)
+
+const (
+	clerks       = 64 // fates being made durable at once
+	volatileLive = 5  // tries to store the dead letter or receipt of a message that nobody keeps (core NATS)
+)
+
+var (
+	errExpired  = errors.New("expired before it could be sent")
+	errOverflow = errors.New("too many messages from core NATS wait for this device")
+)
+
+// closing is a fate that has to be made durable: the dead letter first, then the
+// receipt, and only then is the message settled where it came from.
+type closing struct {
+	of      *held  // the source's message; nil: none, or somebody else settles it
+	entry   uint64 // of the mailbox; 0: none
+	item    *item  // nil: it never got to a lane
+	letter  *DeadLetter
+	receipt Receipt
+	told    *Correlation // whom the receipt goes to; nil: nobody asked for one
+
+	lettered, receipted bool
+	tries               int
+}
+
+// ledger makes fates durable off the lanes: a message without hope must not hold
+// its device up, and storing waits while NATS is away. What is queued here is
+// bounded by what the sources may hold and the hubs have in flight.
+type ledger struct {
+	letters  DeadLetters
+	receipts Receipts
+	mailbox  Mailbox
+	metrics  *metrics
+	recent   *recent
+	log      *slog.Logger
+	crew     *crew[*closing]
+}
+
+func newLedger(o Options, m *metrics, r *recent, log *slog.Logger) *ledger {
+	g := &ledger{letters: o.DeadLetters, receipts: o.Receipts, mailbox: o.Mailbox, metrics: m, recent: r, log: log}
+	g.crew = &crew[*closing]{workers: clerks, work: g.close, log: log, what: "what became of messages cannot be stored; they stay where they are"}
+	return g
+}
+
+// conclude takes a fate on; it never blocks. What needs no storing is settled at once.
+func (g *ledger) conclude(ctx context.Context, c closing) {
+	if c.letter == nil && c.entry == 0 && c.told == nil {
+		g.settled(&c)
+		return
+	}
+	g.add(ctx, c)
+}
+
+func (g *ledger) add(ctx context.Context, c closing) { g.crew.add(ctx, &c) }
+
+// close makes one fate durable. again: it is to be tried again.
+func (g *ledger) close(ctx context.Context, c *closing) (again bool, err error) {
+	err = g.store(ctx, c)
+	if err == nil {
+		g.settled(c)
+		return false, nil
+	}
+	if ctx.Err() != nil {
+		g.letGo(c)
+		return false, nil
+	}
+	c.tries++
+	if c.entry > 0 || c.of == nil || c.of.durable() || c.tries < volatileLive {
+		return true, err
+	}
+	g.log.Error("lost: a message came from core NATS and what became of it cannot be stored", "route", c.receipt.Route, "subject", c.receipt.Subject, "err", err)
+	g.settled(c)
+	return false, nil
+}
+
+// store takes the steps that are not taken yet.
+func (g *ledger) store(ctx context.Context, c *closing) error {
+	if c.letter != nil && !c.lettered {
+		if err := g.letters.Store(ctx, *c.letter); err != nil {
+			return err
+		}
+		c.lettered = true
+	}
+	if c.told != nil && !c.receipted {
+		if err := g.receipts.Store(ctx, c.receipt, *c.told); err != nil {
+			return err
+		}
+		c.receipted = true
+	}
+	if c.entry > 0 {
+		return g.mailbox.Delete(ctx, c.entry)
+	}
+	return nil
+}
+
+// settled is for a fate that is durable.
+func (g *ledger) settled(c *closing) {
+	switch {
+	case c.of != nil:
+		c.of.resolve(c.receipt)
+	case c.receipt.Status != "": // the mailbox had it
+		g.metrics.fate(c.receipt)
+		if c.item != nil {
+			g.recent.add(c.item)
+		}
+	}
+}
+
+// letGo is for the end of the process: what is not durable comes again.
+func (g *ledger) letGo(c *closing) {
+	switch {
+	case c.of != nil:
+		c.of.letGo(c.receipt)
+	case c.receipt.Status != "":
+		g.metrics.returned(1)
+	}
+}
+
+// receipt is what a dead letter's message gets.
+func (l *DeadLetter) receipt() Receipt {
+	return Receipt{
+		ID: l.MessageID, Device: l.Device, Hub: l.Hub, Route: l.Route, Status: StatusDead, Reason: string(l.Reason),
+		Condition: l.Condition, Text: l.Text, Subject: l.Message.Subject, Stream: l.Message.Stream,
+		Sequence: l.Message.Sequence, Attempts: l.Attempts, At: l.At,
+	}
+}
+
+// unmapped is the end of a message that never got to a lane.
+func (m *held) unmapped(l DeadLetter) closing {
+	l.Message, l.At = m.delivery.Message(), time.Now().UTC()
+	return closing{of: m, letter: &l, receipt: l.receipt()}
+}
+
+// explain takes an outcome apart for a dead letter.
+func explain(err error) (condition, text string) {
+	if err == nil {
+		return "", ""
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		if e.Err != nil {
+			return e.Condition, e.Err.Error()
+		}
+		return e.Condition, e.Error()
+	}
+	return "", err.Error()
+}
+
+// end gives an item its fate: a status, or a dead letter.
+func (h *hub) end(it *item, status string, letter *DeadLetter) {
+	c := closing{item: it, letter: letter}
+	if letter != nil {
+		c.receipt = letter.receipt()
+	} else {
+		c.receipt = it.receipt(status, "", h.name)
+	}
+	if h.bridge.ledger.receipts != nil && it.envelope.Receipts {
+		told := it.correlation(h.name)
+		c.told = &told
+	}
+	if it.leave() {
+		h.room.leave()
+		c.of = it.of
+	} else {
+		c.entry = it.entry.Load()
+	}
+	h.bridge.ledger.conclude(h.bridge.sendCtx, c)
+}
+
+// replace is the end of what a newer message with its coalescing key replaces.
+func (h *hub) replace(it *item) { h.end(it, StatusReplaced, nil) }
+
+// letGo lets go, at shutdown or when another process owns the source, of an item that has no fate.
+func (it *item) letGo(h *hub) {
+	if it.leave() {
+		h.room.leave()
+		it.of.letGo(it.receipt("", "", h.name))
+		return
+	}
+	h.bridge.metrics.returned(1)
+}

@@ -1,0 +1,592 @@
+package natsio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+
+	"downlink/bridge"
+	"downlink/bridge/bridgetest"
+	"downlink/mapping"
+)
+
+func mailbox(t testing.TB, c *Conn, change func(*MailboxOptions)) *Mailbox {
+	t.Helper()
+	o := MailboxOptions{Conn: c, Create: true, Logger: testLog(t)}
+	if change != nil {
+		change(&o)
+	}
+	m, err := NewMailbox(o)
+	require.NoError(t, err)
+	return m
+}
+
+// waits is a parcel of a device, told apart by its number in the source stream.
+func waits(device string, seq int) *bridge.Parcel {
+	body := []byte("body " + strconv.Itoa(seq))
+	return &bridge.Parcel{
+		At:       time.Date(2026, 1, 2, 4, 0, 0, 0, time.UTC),
+		Message:  &mapping.Input{Subject: "cmd.x", Payload: body, Stream: "COMMANDS", Sequence: uint64(seq), Time: time.Date(2026, 1, 2, 3, 4, 5, seq, time.UTC)},
+		Envelope: &mapping.Envelope{Route: "commands", Hub: "main", Device: device, MessageID: "COMMANDS:" + strconv.Itoa(seq), Body: body},
+	}
+}
+
+func keyed(p *bridge.Parcel, key string) *bridge.Parcel {
+	p.Envelope.Coalesce = key
+	return p
+}
+
+func boxOf(device string) bridge.Box {
+	return bridge.Box{Hub: "main", Device: device, Stream: "COMMANDS"}
+}
+
+func appendTo(t testing.TB, m *Mailbox, p *bridge.Parcel) uint64 {
+	t.Helper()
+	repeat, err := m.Append(t.Context(), p)
+	require.NoError(t, err)
+	require.False(t, repeat)
+	require.NotZero(t, p.Entry)
+	return p.Entry
+}
+
+func TestMailbox(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	m := mailbox(t, connectTo(t, n.URL()), nil)
+	require.EqualError(t, m.Ready(), "stream DOWNLINK_MAILBOX: not checked yet")
+	run(t, m.Run)
+	becomesReady(t, m.Ready)
+	s, err := n.JetStream(t).Stream(t.Context(), "DOWNLINK_MAILBOX")
+	require.NoError(t, err)
+	cfg := s.CachedInfo().Config
+	require.Equal(t, []string{"downlink.mailbox.>"}, cfg.Subjects)
+	require.Equal(t, jetstream.DiscardNew, cfg.Discard)
+	require.Equal(t, jetstream.LimitsPolicy, cfg.Retention)
+	require.Equal(t, jetstream.FileStorage, cfg.Storage)
+	require.True(t, cfg.AllowDirect)
+	require.Equal(t, 2*time.Minute, cfg.Duplicates)
+	require.Zero(t, cfg.MaxAge)
+	require.EqualValues(t, -1, cfg.MaxBytes)
+
+	p := parcel()
+	entry := appendTo(t, m, p)
+	raw, err := s.GetMsg(t.Context(), entry)
+	require.NoError(t, err)
+	require.Equal(t, "downlink.mailbox.main.berlin-pump7.COMMANDS.verb%2Ereboot", raw.Subject)
+	require.Contains(t, raw.Header.Get("Nats-Msg-Id"), "box-")
+
+	again := parcel()
+	repeat, err := m.Append(t.Context(), again)
+	require.NoError(t, err)
+	require.True(t, repeat)
+	require.Zero(t, again.Entry)
+	other := parcel()
+	other.Envelope.Device = "berlin-pump8"
+	second := appendTo(t, m, other)
+
+	box := bridge.Box{Hub: "main", Device: "berlin-pump7", Stream: "COMMANDS"}
+	got, err := m.Next(t.Context(), box, 0)
+	require.NoError(t, err)
+	require.Equal(t, p, got)
+	got, err = m.Next(t.Context(), box, entry)
+	require.NoError(t, err)
+	require.Nil(t, got)
+
+	boxes, err := m.Boxes(t.Context(), "COMMANDS")
+	require.NoError(t, err)
+	require.Equal(t, []bridge.Box{{Hub: "main", Device: "berlin-pump7", Stream: "COMMANDS", Entries: 1}, {Hub: "main", Device: "berlin-pump8", Stream: "COMMANDS", Entries: 1}}, boxes)
+
+	require.NoError(t, m.Delete(t.Context(), entry))
+	require.NoError(t, m.Delete(t.Context(), entry), "gone already")
+	require.NoError(t, m.Delete(t.Context(), 99), "never there")
+	require.NoError(t, m.Delete(t.Context(), 0))
+	require.NoError(t, m.Delete(t.Context(), second))
+	boxes, err = m.Boxes(t.Context(), "COMMANDS")
+	require.NoError(t, err)
+	require.Empty(t, boxes)
+	repeat, err = m.Append(t.Context(), parcel())
+	require.NoError(t, err)
+	require.True(t, repeat, "it had its fate")
+	require.NoError(t, m.Ready())
+}
+
+// Names of any bytes that a hub and NATS allow, and boxes that begin alike.
+func TestMailboxKeepsBoxesApart(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	m := mailbox(t, connectTo(t, n.URL()), nil) // without Run: the first Append makes the stream
+	var want []bridge.Box
+	devices := []string{"a", "a.b", "a-b", "a:b+%_#*?!(),=@;$'", "-", strings.Repeat("#", 128)}
+	for _, hub := range []string{"main", "second"} {
+		for i, device := range devices {
+			p := waits(device, i+1)
+			p.Envelope.Hub = hub
+			appendTo(t, m, p)
+			q := keyed(waits(device, i+100), strings.Repeat("ü", 300))
+			q.Envelope.Hub = hub
+			q.Message.Stream = "Ümläute"
+			appendTo(t, m, q)
+			want = append(want, bridge.Box{Hub: hub, Device: device, Stream: "COMMANDS", Entries: 1})
+		}
+	}
+	boxes, err := m.Boxes(t.Context(), "COMMANDS")
+	require.NoError(t, err)
+	require.ElementsMatch(t, want, boxes)
+	for i := range want {
+		want[i].Stream = "Ümläute"
+	}
+	boxes, err = m.Boxes(t.Context(), "Ümläute")
+	require.NoError(t, err)
+	require.ElementsMatch(t, want, boxes)
+	for _, b := range boxes {
+		p, err := m.Next(t.Context(), b, 0)
+		require.NoError(t, err)
+		require.Equal(t, b.Device, p.Envelope.Device)
+		require.Equal(t, b.Hub, p.Envelope.Hub)
+		q, err := m.Next(t.Context(), b, p.Entry)
+		require.NoError(t, err)
+		require.Nil(t, q)
+	}
+	boxes, err = m.Boxes(t.Context(), "COMMAND")
+	require.NoError(t, err)
+	require.Empty(t, boxes)
+}
+
+func TestMailboxWaiting(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	m := mailbox(t, connectTo(t, n.URL()), nil)
+	e1 := appendTo(t, m, keyed(waits("d", 1), "set"))
+	appendTo(t, m, keyed(waits("d", 2), "-"))
+	appendTo(t, m, waits("d", 3))
+	e4 := appendTo(t, m, keyed(waits("d", 4), "set"))
+	appendTo(t, m, keyed(waits("e", 5), "set"))
+	e6 := appendTo(t, m, keyed(waits("d", 6), "set"))
+	sequences := func(key string, below uint64) (list []uint64) {
+		found, err := m.Waiting(t.Context(), boxOf("d"), key, below)
+		require.NoError(t, err)
+		for _, p := range found {
+			require.Equal(t, key, p.Envelope.Coalesce)
+			list = append(list, p.Entry)
+		}
+		return list
+	}
+	require.Equal(t, []uint64{e1, e4}, sequences("set", e6))
+	require.Equal(t, []uint64{e1, e4, e6}, sequences("set", e6+1))
+	require.Equal(t, []uint64{e1}, sequences("set", e4))
+	require.Empty(t, sequences("set", e1))
+	require.Empty(t, sequences("set", 0))
+	require.Equal(t, []uint64{2}, sequences("-", 99))
+	require.Equal(t, []uint64{3}, sequences("", 99))
+	require.Empty(t, sequences("other", 99))
+}
+
+func TestMailboxEntriesThatCannotBeRead(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	m := mailbox(t, connectTo(t, n.URL()), nil)
+	good := appendTo(t, m, waits("d", 1))
+	js := n.JetStream(t)
+	put := func(subject, format, body string) uint64 {
+		msg := nats.NewMsg(subject)
+		if format != "" {
+			msg.Header.Set("Downlink-Format", format)
+		}
+		msg.Data = []byte(body)
+		ack, err := js.PublishMsg(t.Context(), msg)
+		require.NoError(t, err)
+		return ack.Sequence
+	}
+	subject := m.subject(boxOf("d"), "")
+	newer := put(subject, "2", "?")
+	foreign := put(subject, "", "hello")
+	raw, err := m.get(t.Context(), subject, good)
+	require.NoError(t, err)
+	copied, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: m.subject(boxOf("e"), ""), Data: raw.Data, Header: nats.Header{
+		"Downlink-Format": {"1"}, "Downlink-Device": {"d"}, "Downlink-Hub": {"main"}, "Downlink-Stream": {"COMMANDS"}, "Downlink-Seq": {"1"}, "Downlink-Attempts": {"0"}, "Downlink-Priority": {"0"}}})
+	require.NoError(t, err)
+	put("downlink.mailbox.main.x", "1", "{}\n")
+
+	p, err := m.Next(t.Context(), boxOf("d"), good)
+	require.ErrorIs(t, err, bridge.ErrFormat)
+	require.EqualError(t, err, "mailbox: stream DOWNLINK_MAILBOX: entry 2: format 2, this is format 1: stored by a newer version of downlink")
+	require.Equal(t, newer, p.Entry)
+	require.Nil(t, p.Envelope)
+
+	p, err = m.Next(t.Context(), boxOf("d"), newer)
+	require.NotErrorIs(t, err, bridge.ErrFormat)
+	require.EqualError(t, err, `mailbox: stream DOWNLINK_MAILBOX: entry 3: not an entry of a mailbox: header Downlink-Format is ""`)
+	var about *EntryError
+	require.ErrorAs(t, err, &about)
+	require.Equal(t, foreign, about.Entry)
+	require.Equal(t, foreign, p.Entry)
+	require.Equal(t, "hello", string(p.Message.Payload))
+	require.Equal(t, "DOWNLINK_MAILBOX", p.Message.Stream)
+	require.Equal(t, foreign, p.Message.Sequence)
+
+	_, err = m.Next(t.Context(), boxOf("e"), 0)
+	require.ErrorContains(t, err, fmt.Sprintf("entry %d: its subject is downlink.mailbox.main.e.COMMANDS.-, but its headers say downlink.mailbox.main.d.COMMANDS.-", copied.Sequence))
+
+	found, err := m.Waiting(t.Context(), boxOf("d"), "", 99)
+	require.NoError(t, err)
+	require.Len(t, found, 1)
+	boxes, err := m.Boxes(t.Context(), "COMMANDS")
+	require.NoError(t, err)
+	require.Len(t, boxes, 2)
+}
+
+// A stream that somebody made without direct gets: the leader answers.
+func TestMailboxWithoutDirectGet(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "DOWNLINK_MAILBOX", Subjects: []string{"downlink.mailbox.>"}})
+	m := mailbox(t, connectTo(t, n.URL()), func(o *MailboxOptions) { o.Create = false })
+	run(t, m.Run)
+	becomesReady(t, m.Ready)
+	want := parcel()
+	appendTo(t, m, want)
+	box := bridge.Box{Hub: "main", Device: "berlin-pump7", Stream: "COMMANDS"}
+	p, err := m.Next(t.Context(), box, 0)
+	require.NoError(t, err)
+	require.Equal(t, want, p)
+	p, err = m.Next(t.Context(), box, p.Entry)
+	require.NoError(t, err)
+	require.Nil(t, p)
+}
+
+// A replica that lags behind says that there is nothing.
+func TestMailboxDoesNotBelieveOneReplica(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	m := mailbox(t, connectTo(t, n.URL()), nil)
+	entry := appendTo(t, m, waits("d", 1))
+	s, err := n.JetStream(t).Stream(t.Context(), "DOWNLINK_MAILBOX")
+	require.NoError(t, err)
+	cfg := s.CachedInfo().Config
+	cfg.AllowDirect = false
+	_, err = n.JetStream(t).UpdateStream(t.Context(), cfg)
+	require.NoError(t, err)
+	nc := n.Conn(t)
+	_, err = nc.Subscribe("$JS.API.DIRECT.GET.DOWNLINK_MAILBOX", func(r *nats.Msg) {
+		_ = r.RespondMsg(&nats.Msg{Header: nats.Header{"Status": {"404"}, "Description": {"Message Not Found"}}})
+	})
+	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
+	p, err := m.Next(t.Context(), boxOf("d"), 0)
+	require.NoError(t, err)
+	require.Equal(t, entry, p.Entry)
+}
+
+func TestMailboxFull(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	m := mailbox(t, connectTo(t, n.URL()), func(o *MailboxOptions) { o.MaxBytes = 2000 })
+	run(t, m.Run)
+	becomesReady(t, m.Ready)
+	var entries []uint64
+	var err error
+	i := 1
+	for ; err == nil && i < 50; i++ {
+		p := waits("d", i)
+		if _, err = m.Append(t.Context(), p); err == nil {
+			entries = append(entries, p.Entry)
+		}
+	}
+	require.EqualError(t, err, "mailbox: stream DOWNLINK_MAILBOX: maximum bytes exceeded")
+	require.NotErrorIs(t, err, bridge.ErrUnstorable)
+	require.EqualError(t, m.Ready(), err.Error())
+	require.NotEmpty(t, entries)
+	p, err := m.Next(t.Context(), boxOf("d"), 0)
+	require.NoError(t, err)
+	require.Equal(t, entries[0], p.Entry, "reading goes on")
+	require.NoError(t, m.Delete(t.Context(), p.Entry))
+	appendTo(t, m, waits("d", i-1)) // the refused one, again: it counts as new
+	require.NoError(t, m.Ready())
+}
+
+func TestMailboxCannotHold(t *testing.T) {
+	n := bridgetest.RunNATS(t, func(o *server.Options) { o.MaxPayload = 8192 })
+	m := mailbox(t, connectTo(t, n.URL()), nil)
+	run(t, m.Run)
+	becomesReady(t, m.Ready)
+	large := waits("d", 1)
+	large.Envelope.Body = make([]byte, 9000)
+	_, err := m.Append(t.Context(), large)
+	require.ErrorIs(t, err, bridge.ErrUnstorable)
+	require.ErrorContains(t, err, "bytes are more than the server or stream DOWNLINK_MAILBOX takes")
+	s, err := n.JetStream(t).Stream(t.Context(), "DOWNLINK_MAILBOX")
+	require.NoError(t, err)
+	cfg := s.CachedInfo().Config
+	cfg.MaxMsgSize = 1000
+	_, err = n.JetStream(t).UpdateStream(t.Context(), cfg)
+	require.NoError(t, err)
+	large.Envelope.Body = make([]byte, 2000)
+	_, err = m.Append(t.Context(), large)
+	require.ErrorIs(t, err, bridge.ErrUnstorable)
+	nameless := waits("", 1)
+	_, err = m.Append(t.Context(), nameless)
+	require.ErrorIs(t, err, bridge.ErrUnstorable)
+	long := waits("d", 1)
+	long.Envelope.Hub = strings.Repeat("h", 5000)
+	_, err = m.Append(t.Context(), long)
+	require.ErrorIs(t, err, bridge.ErrUnstorable, "or the server would end the connection")
+	require.NoError(t, m.Ready(), "it is the message's fault")
+	appendTo(t, m, waits("d", 2))
+}
+
+func TestMailboxMissing(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	c := connectTo(t, n.URL())
+	_, err := NewMailbox(MailboxOptions{Conn: c, Name: "a.b"})
+	require.Error(t, err)
+	m := mailbox(t, c, func(o *MailboxOptions) { o.Create = false })
+	run(t, m.Run)
+	const missing = "stream DOWNLINK_MAILBOX for the mailbox does not exist: `nats stream add DOWNLINK_MAILBOX --subjects 'downlink.mailbox.>'` or set storage.create: true"
+	becomes(t, m.Ready, missing)
+	_, err = m.Append(t.Context(), waits("d", 1))
+	require.EqualError(t, err, missing)
+	_, err = m.Boxes(t.Context(), "COMMANDS")
+	require.ErrorContains(t, err, missing)
+	_, err = m.Next(t.Context(), boxOf("d"), 0)
+	require.ErrorContains(t, err, missing)
+	require.ErrorContains(t, m.Delete(t.Context(), 1), missing)
+
+	// Where it may be made it is, by whatever comes first.
+	m = mailbox(t, c, nil)
+	boxes, err := m.Boxes(t.Context(), "COMMANDS")
+	require.NoError(t, err)
+	require.Empty(t, boxes)
+	require.NoError(t, n.JetStream(t).DeleteStream(t.Context(), m.Stream()))
+	p, err := m.Next(t.Context(), boxOf("d"), 0)
+	require.NoError(t, err)
+	require.Nil(t, p)
+	require.NoError(t, n.JetStream(t).DeleteStream(t.Context(), m.Stream()))
+	appendTo(t, m, waits("d", 1))
+}
+
+// A stream that would drop what waits, or that is not ours, is refused, not used.
+func TestMailboxUnfit(t *testing.T) {
+	for want, cfg := range map[string]jetstream.StreamConfig{
+		"its max age of 1h0m0s would delete what waits: `nats stream edit DOWNLINK_MAILBOX --max-age 0`":                     {MaxAge: time.Hour},
+		"it makes room by deleting what waits: `nats stream edit DOWNLINK_MAILBOX --discard new`":                            {MaxBytes: 1 << 20},
+		"it deletes what waits beyond 5 messages per subject: `nats stream edit DOWNLINK_MAILBOX --max-msgs-per-subject -1`": {MaxMsgsPerSubject: 5, Discard: jetstream.DiscardNew},
+		"its retention is workqueue, not limits: delete it, and it is made anew":                                             {Retention: jetstream.WorkQueuePolicy},
+		"it forbids to delete messages: delete it, and it is made anew":                                                      {DenyDelete: true},
+		"it stores downlink.other.>: `nats stream edit DOWNLINK_MAILBOX --subjects 'downlink.mailbox.>'`":                    {Subjects: []string{"downlink.other.>"}},
+	} {
+		t.Run(want, func(t *testing.T) {
+			n := bridgetest.RunNATS(t)
+			cfg.Name = "DOWNLINK_MAILBOX"
+			if cfg.Subjects == nil {
+				cfg.Subjects = []string{"downlink.mailbox.>"}
+			}
+			n.CreateStreamFrom(t, cfg)
+			m := mailbox(t, connectTo(t, n.URL()), nil)
+			run(t, m.Run)
+			becomes(t, m.Ready, "stream DOWNLINK_MAILBOX for the mailbox: "+want)
+			_, err := m.Append(t.Context(), waits("d", 1))
+			require.ErrorContains(t, err, want)
+			require.ErrorContains(t, m.Ready(), want)
+		})
+	}
+}
+
+func TestMailboxPermission(t *testing.T) {
+	n := bridgetest.RunNATS(t, func(o *server.Options) {
+		o.Users = []*server.User{{Username: "u", Password: "p", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Deny: []string{"downlink.mailbox.>"}},
+		}}}
+	})
+	c := connect(t, Options{URLs: []string{n.URL()}, User: "u", PasswordFile: write(t, t.TempDir(), "password", "p")})
+	m := mailbox(t, c, nil)
+	run(t, m.Run)
+	becomesReady(t, m.Ready)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := m.Append(ctx, waits("d", 1))
+	require.Error(t, err)
+	require.EqualError(t, m.Ready(), `missing NATS permission: publish to "downlink.mailbox.main.d.COMMANDS.-" (the mailbox)`)
+}
+
+// Through restarts and cut links: tried again until it is stored, each entry is there once, in order.
+func TestMailboxThroughFaults(t *testing.T) {
+	for name, fault := range map[string]func(*testing.T, *bridgetest.NATS, *bridgetest.Link){
+		"restart": func(t *testing.T, n *bridgetest.NATS, _ *bridgetest.Link) { n.Restart(t) },
+		"cut":     func(_ *testing.T, _ *bridgetest.NATS, l *bridgetest.Link) { l.Cut() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := bridgetest.RunNATS(t)
+			link := n.Link(t)
+			m := mailbox(t, connectTo(t, link.URL()), nil)
+			run(t, m.Run)
+			const devices, each, faults = 16, 120, 4
+			var stored atomic.Int64
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			var wg sync.WaitGroup
+			for d := range devices {
+				wg.Go(func() {
+					for i := 1; i <= each && ctx.Err() == nil; {
+						_, err := m.Append(ctx, waits("d"+strconv.Itoa(d), i))
+						if errors.Is(err, bridge.ErrUnstorable) {
+							t.Errorf("%v", err)
+							return
+						}
+						if err == nil {
+							stored.Add(1)
+							i++
+						} else {
+							_ = sleep(ctx, 20*time.Millisecond)
+						}
+					}
+				})
+			}
+			for k := int64(1); k <= faults; k++ {
+				require.Eventually(t, func() bool { return stored.Load() >= k*devices*each/(faults+1) }, 30*time.Second, time.Millisecond)
+				fault(t, n, link)
+			}
+			wg.Wait()
+			require.NoError(t, ctx.Err())
+			boxes, err := m.Boxes(t.Context(), "COMMANDS")
+			require.NoError(t, err)
+			require.Len(t, boxes, devices)
+			for _, b := range boxes {
+				require.EqualValues(t, each, b.Entries)
+				above := uint64(0)
+				for i := 1; i <= each; i++ {
+					p, err := m.Next(t.Context(), b, above)
+					require.NoError(t, err)
+					require.EqualValues(t, i, p.Message.Sequence, "in order")
+					above = p.Entry
+				}
+			}
+			becomesReady(t, m.Ready)
+		})
+	}
+}
+
+// Not buffered: whoever owns the box when the server is back must not find a stranger's entry behind its own.
+func TestMailboxFailsWhileAway(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	c := connectTo(t, n.URL())
+	m := mailbox(t, c, nil)
+	appendTo(t, m, waits("d", 1))
+	n.Stop()
+	require.Eventually(t, func() bool { return !c.nc.IsConnected() }, 10*time.Second, time.Millisecond)
+	start := time.Now()
+	_, err := m.Append(t.Context(), waits("d", 2))
+	require.ErrorContains(t, err, "nats://127.0.0.1")
+	_, err = m.Next(t.Context(), boxOf("d"), 0)
+	require.ErrorContains(t, err, "nats://127.0.0.1")
+	require.Less(t, time.Since(start), apiTimeout/2)
+	n.Start(t)
+	require.Eventually(t, c.nc.IsConnected, 10*time.Second, time.Millisecond)
+	p, err := m.Next(t.Context(), boxOf("d"), 0)
+	require.NoError(t, err)
+	p, err = m.Next(t.Context(), boxOf("d"), p.Entry)
+	require.NoError(t, err)
+	require.Nil(t, p)
+}
+
+// More boxes than the server lists at a time.
+func TestMailboxManyBoxes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("stores 100,100 messages")
+	}
+	n := bridgetest.RunNATS(t)
+	m := mailbox(t, connectTo(t, n.URL()), nil)
+	require.NoError(t, m.stream.ensure(t.Context()))
+	const total = 100_100
+	nc := n.Conn(t)
+	for i := range total {
+		require.NoError(t, nc.Publish(m.subject(boxOf("device-"+strconv.Itoa(i)), ""), nil))
+	}
+	require.NoError(t, nc.Flush())
+	s, err := n.JetStream(t).Stream(t.Context(), m.Stream())
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		i, err := s.Info(t.Context())
+		return err == nil && i.State.Msgs == total
+	}, time.Minute, 50*time.Millisecond)
+	boxes, err := m.Boxes(t.Context(), "COMMANDS")
+	require.NoError(t, err)
+	require.Len(t, boxes, total)
+	for i := 1; i < total; i++ {
+		require.Less(t, boxes[i-1].Device, boxes[i].Device)
+	}
+}
+
+// While the pages are read, boxes come and go: what stays is never missed.
+func TestPages(t *testing.T) {
+	var all []string
+	for i := range 25 {
+		all = append(all, fmt.Sprintf("s%02d", i))
+	}
+	pages := func(between func(call int)) func(int) (map[string]uint64, int, error) {
+		call := 0
+		return func(offset int) (map[string]uint64, int, error) {
+			between(call)
+			call++
+			page := map[string]uint64{}
+			for _, s := range all[min(offset, len(all)):min(offset+10, len(all))] {
+				page[s] = 1
+			}
+			return page, len(all), nil
+		}
+	}
+	list, err := allPages(pages(func(int) {}))
+	require.NoError(t, err)
+	require.Len(t, list, 25)
+	list, err = allPages(pages(func(call int) {
+		if call == 1 { // the first one is emptied between two pages
+			all = all[1:]
+		}
+	}))
+	require.NoError(t, err)
+	require.Len(t, list, 24)
+	require.Equal(t, "s01", list[0].subject)
+	list, err = allPages(pages(func(call int) {
+		if call == 2 { // and one comes before
+			all = append([]string{"a"}, all...)
+		}
+	}))
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, len(list), 24)
+	require.Equal(t, "s24", list[len(list)-1].subject)
+	_, err = allPages(pages(func(int) { all = all[1:]; all = append(all, "z"+strconv.Itoa(len(all)), "zz") }))
+	require.Error(t, err)
+	list, err = allPages(func(int) (map[string]uint64, int, error) { return nil, 0, nil })
+	require.NoError(t, err)
+	require.Empty(t, list)
+	_, err = allPages(func(int) (map[string]uint64, int, error) { return nil, 0, errors.New("x") })
+	require.EqualError(t, err, "x")
+}
+
+// What a hot device and many devices at once get through one connection.
+func BenchmarkMailboxAppend(b *testing.B) {
+	for _, devices := range []int{1, 16, 64} {
+		b.Run(strconv.Itoa(devices), func(b *testing.B) {
+			n := bridgetest.RunNATS(b)
+			m := mailbox(b, connectTo(b, n.URL()), nil)
+			require.NoError(b, m.stream.ensure(b.Context()))
+			var seq atomic.Int64
+			b.ResetTimer()
+			var wg sync.WaitGroup
+			for d := range devices {
+				wg.Go(func() {
+					for i := seq.Add(1); i <= int64(b.N); i = seq.Add(1) {
+						if _, err := m.Append(b.Context(), waits("d"+strconv.Itoa(d), int(i))); err != nil {
+							b.Errorf("%v", err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+		})
+	}
+}

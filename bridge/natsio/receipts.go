@@ -1,0 +1,328 @@
+package natsio
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"downlink/bridge"
+)
+
+const (
+	receiptsMaxAge   = 7 * 24 * time.Hour
+	receiptsMaxBytes = 1 << 30
+	// pendingMaxAge: the longest time to live is 48 h, its feedback may take two more, and the rest is
+	// for a sweeper that was away.
+	pendingMaxAge = 72 * time.Hour
+)
+
+// ReceiptsOptions configures Receipts. Conn is required.
+type ReceiptsOptions struct {
+	Conn *Conn
+	// Name is the bridge's: stream <NAME>_RECEIPTS, subjects <name>.receipt.>, KV bucket <name>-pending. Default downlink.
+	Name string
+	// Create makes stream and bucket if they do not exist.
+	Create bool
+	// Wanted says that receipts will be stored, so Run makes stream and bucket and Ready
+	// asks for them. Otherwise the first use does.
+	Wanted bool
+	// Replicas of what is created. Zero: as many as the one of Sources with most.
+	Replicas int
+	// Sources are the streams that messages come from.
+	Sources []string
+	// MaxAge and MaxBytes bound the stream when it is created; MaxBytes bounds the bucket, too. Default 7 days and 1 GiB.
+	MaxAge   time.Duration
+	MaxBytes int64
+	Logger   *slog.Logger
+}
+
+// Receipts publishes receipts to a stream, answers publishers that wait, and keeps in a KV
+// bucket what feedback is still to come. It implements bridge.Receipts and
+// bridge.Pending. Safe for concurrent use; callers do not wait for each other.
+type Receipts struct {
+	o   ReceiptsOptions
+	log *slog.Logger
+
+	mu    sync.Mutex
+	used  bool
+	err   error                    // why receipts cannot be stored, as far as known
+	asked map[string]chan struct{} // by hub: closed at the first record
+	first chan struct{}            // closed at the first use
+}
+
+// NewReceipts checks the options. It does no I/O.
+func NewReceipts(o ReceiptsOptions) (*Receipts, error) {
+	if o.Name == "" {
+		o.Name = "downlink"
+	}
+	if err := checkToken("name", o.Name); err != nil {
+		return nil, err
+	}
+	if o.MaxAge == 0 {
+		o.MaxAge = receiptsMaxAge
+	}
+	if o.MaxBytes == 0 {
+		o.MaxBytes = receiptsMaxBytes
+	}
+	r := &Receipts{o: o, log: logger(o.Logger), asked: make(map[string]chan struct{}), first: make(chan struct{})}
+	if o.Wanted {
+		r.used = true
+		r.err = errors.New("stream " + r.Stream() + ": not checked yet")
+		close(r.first)
+	}
+	return r, nil
+}
+
+// Stream is the stream's name.
+func (r *Receipts) Stream() string { return ReceiptStream(r.o.Name) }
+
+// Ready is nil if receipts can be stored, as far as known without one, or if nobody has asked for any.
+// Otherwise it is one line.
+func (r *Receipts) Ready() error {
+	pending := kvPrefix(r.o.Name)
+	denied := r.o.Conn.deniedOf(func(op, subject string) bool {
+		return op == "publish" && (strings.HasPrefix(subject, receiptPrefix(r.o.Name)) || strings.HasPrefix(subject, pending) ||
+			hasToken(subject, r.Stream()) || hasToken(subject, r.bucketStream()))
+	})
+	if denied != "" {
+		return errors.New("missing NATS permission: " + denied + " (receipts)")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// Able is nil while it makes sense to store receipts: NATS is there, and so are stream and bucket.
+func (r *Receipts) Able() error {
+	if err := r.o.Conn.usable(); err != nil {
+		return err
+	}
+	return r.Ready()
+}
+
+// Run makes sure, once receipts are wanted, that stream and bucket exist, again after each reconnect,
+// until ctx is done. Without it the first use does.
+func (r *Receipts) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-r.first:
+	}
+	reconnected, stop := r.o.Conn.notify()
+	defer stop()
+	retry := newBackOff()
+	for {
+		err := r.ensure(ctx)
+		wait := time.Minute // someone may delete it
+		if err != nil {
+			wait = retry.NextBackOff()
+		} else {
+			retry.Reset()
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		case <-reconnected:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+func (r *Receipts) use() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.used {
+		r.used = true
+		close(r.first)
+	}
+}
+
+// ensure finds or creates stream and bucket.
+func (r *Receipts) ensure(ctx context.Context) (err error) {
+	defer func() { r.note(err) }()
+	if err := r.o.Conn.usable(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*apiTimeout)
+	defer cancel()
+	for _, cfg := range []jetstream.StreamConfig{r.streamConfig(), r.bucketConfig()} {
+		if err := r.ensureOne(ctx, cfg); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Receipts) ensureOne(ctx context.Context, cfg jetstream.StreamConfig) error {
+	js := r.o.Conn.js
+	s, err := js.Stream(ctx, cfg.Name)
+	switch {
+	case err == nil:
+		return r.fits(s.CachedInfo().Config, cfg)
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		if !r.o.Create {
+			return fmt.Errorf("stream %s for receipts does not exist: %s, or set storage.create: true", cfg.Name, addCommand(cfg))
+		}
+		cfg.Replicas = r.replicas(ctx, js)
+		err = createStream(ctx, js, cfg)
+	}
+	if err != nil {
+		return fmt.Errorf("stream %s for receipts: %w", cfg.Name, apiError(err))
+	}
+	return nil
+}
+
+// fits refuses a stream of somebody else's making that cannot do what is needed of it.
+func (r *Receipts) fits(has, needs jetstream.StreamConfig) error {
+	switch {
+	case !has.AllowDirect:
+		return fmt.Errorf("stream %s for receipts: direct get is off: `nats stream edit %[1]s --allow-direct`", has.Name)
+	case needs.AllowMsgTTL && !has.AllowMsgTTL:
+		return fmt.Errorf("stream %s for receipts: per-message TTL is off: `nats stream edit %[1]s --allow-msg-ttl`", has.Name)
+	}
+	return nil
+}
+
+func addCommand(cfg jetstream.StreamConfig) string {
+	flags := " --allow-direct --discard new"
+	if cfg.AllowMsgTTL {
+		flags += " --allow-msg-ttl --max-msgs-per-subject 1"
+	}
+	return fmt.Sprintf("`nats stream add %s --subjects '%s'%s`", cfg.Name, cfg.Subjects[0], flags)
+}
+
+func (r *Receipts) streamConfig() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: r.Stream(), Subjects: []string{receiptPrefix(r.o.Name) + ">"}, MaxAge: r.o.MaxAge, MaxBytes: r.o.MaxBytes,
+		Discard: jetstream.DiscardNew, AllowDirect: true,
+	}
+}
+
+func (r *Receipts) replicas(ctx context.Context, js jetstream.JetStream) int {
+	n := max(r.o.Replicas, 1)
+	if r.o.Replicas > 0 {
+		return n
+	}
+	for _, source := range r.o.Sources {
+		if s, err := js.Stream(ctx, source); err == nil {
+			n = max(n, s.CachedInfo().Config.Replicas)
+		}
+	}
+	return n
+}
+
+func (r *Receipts) note(err error) {
+	r.mu.Lock()
+	was := r.err
+	r.err = err
+	r.mu.Unlock()
+	if err != nil && !errors.Is(err, context.Canceled) && (was == nil || was.Error() != err.Error()) {
+		r.log.Warn("receipts cannot be stored", "err", err)
+	}
+}
+
+// Store implements bridge.Receipts: it blocks until JetStream has acknowledged the receipt, five
+// seconds at most, and then answers who waits for it. An answer is sent at most
+// once each time; whoever stores a receipt again, after an error, answers again.
+func (r *Receipts) Store(ctx context.Context, receipt bridge.Receipt, c bridge.Correlation) error {
+	m, err := r.message(receipt, c)
+	if err != nil {
+		return err
+	}
+	if err := r.publish(ctx, m, r.Stream(), 0); err != nil {
+		return fmt.Errorf("receipt: subject %s: %w", m.Subject, apiError(err))
+	}
+	if !answers(receipt.Status, c) {
+		return nil
+	}
+	a, err := reply(c.ReplyTo, []bridge.Receipt{receipt})
+	if err != nil {
+		return err
+	}
+	setTrace(a.Header, c.Trace)
+	if err := r.o.Conn.nc.PublishMsg(a); err != nil {
+		// The receipt is there; to store it again would not help the answer.
+		r.log.Debug("a publisher that waits for an outcome cannot be answered", "message_id", receipt.ID, "err", oneLine{err})
+	}
+	return nil
+}
+
+// publish blocks until a message is durable in that stream, making it first if it is not there.
+// ttl: how long the server keeps it; zero: as long as the stream says.
+func (r *Receipts) publish(ctx context.Context, m *nats.Msg, stream string, ttl time.Duration) (err error) {
+	r.use()
+	defer func() {
+		if ctx.Err() == nil {
+			r.note(err)
+		}
+	}()
+	opts := []jetstream.PublishOpt{jetstream.WithExpectStream(stream)}
+	if ttl > 0 {
+		opts = append(opts, jetstream.WithMsgTTL(ttl))
+	}
+	try := func() error {
+		ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+		defer cancel()
+		_, err := r.o.Conn.js.PublishMsg(ctx, m, opts...)
+		return err
+	}
+	if err = try(); errors.Is(err, jetstream.ErrNoStreamResponse) {
+		if err := r.ensure(ctx); err != nil {
+			return err
+		}
+		err = try()
+	}
+	return err
+}
+
+// message is the receipt as it is stored.
+func (r *Receipts) message(receipt bridge.Receipt, c bridge.Correlation) (*nats.Msg, error) {
+	receipt.Text = oneText(receipt.Text)
+	body, err := json.Marshal(receipt)
+	if err != nil {
+		return nil, fmt.Errorf("receipt: %w", err)
+	}
+	m := &nats.Msg{
+		Subject: receiptPrefix(r.o.Name) + token(receipt.Hub) + "." + token(receipt.Device) + "." + token(receipt.Status),
+		Header:  nats.Header{"Downlink-Format": {"1"}, nats.MsgIdHdr: {receiptID(receipt)}},
+		Data:    body,
+	}
+	setTrace(m.Header, c.Trace)
+	return m, nil
+}
+
+func setTrace(h nats.Header, trace string) {
+	if trace != "" {
+		h["traceparent"] = []string{oneText(trace)}
+	}
+}
+
+// receiptID is the same for each try to tell one outcome of one message at one device. Of a
+// message that is not ours no number is known; the moment tells its outcomes apart.
+func receiptID(r bridge.Receipt) string {
+	h := sha256.New()
+	write := func(parts ...string) {
+		for _, p := range parts {
+			fmt.Fprintf(h, "%d:%s,", len(p), p)
+		}
+	}
+	write(r.ID, r.Device, r.Hub, r.Stream, strconv.FormatUint(r.Sequence, 10), r.Route, r.Status)
+	if r.Stream == "" && r.Route == "" {
+		write(stamp(r.At))
+	}
+	return "receipt-" + hex.EncodeToString(h.Sum(nil)[:16])
+}

@@ -1,0 +1,290 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// Parking. A lane that holds more than it may (or whose hub does) is put into the
+// mailbox as a whole, in its order, its head included, even one that is in flight:
+// then nothing that is in the mailbox is older than something that is not, so
+// that whoever takes over finds the right order. Each message is acked at its
+// source once it is stored. What waited in memory is dropped from it; the lane reads it back
+// entry by entry. An entry is deleted after its fate.
+//
+// Every step may be the last one before a crash. Before the append: the source has
+// the message. Between append and ack: both have; the source brings it again, and
+// the mailbox knows its ID. Between fate and delete: the entry is sent again, under
+// the same message ID.
+
+const parkers = 32 // appends at once; one at a time for each lane
+
+// parker puts lanes into the mailbox.
+type parker struct {
+	mailbox Mailbox
+	crew    *crew[parking]
+}
+
+type parking struct {
+	hub  *hub
+	lane *lane
+}
+
+func newParker(m Mailbox, log *slog.Logger) *parker {
+	p := &parker{mailbox: m}
+	p.crew = &crew[parking]{workers: parkers, work: p.park, log: log, what: "the mailbox cannot be written; what exceeds its bound stays at the source"}
+	return p
+}
+
+// spill has the whole lane put into the mailbox. The caller holds mu.
+func (h *hub) spill(l *lane) {
+	l.spills = true
+	if l.parking || l.orphan || h.draining || l.unparked() == nil {
+		return
+	}
+	l.parking = true
+	h.bridge.parker.crew.add(h.bridge.sendCtx, parking{h, l})
+}
+
+// park stores one message of the lane. again: there is more to store.
+func (p *parker) park(ctx context.Context, job parking) (again bool, err error) {
+	h, l := job.hub, job.lane
+	h.mu.Lock()
+	it := l.unparked()
+	if it == nil || h.draining || l.orphan || ctx.Err() != nil {
+		l.parking = false
+		h.list(l)
+		h.tidy(l)
+		h.dispatch()
+		h.mu.Unlock()
+		return false, nil
+	}
+	parcel := it.parcel()
+	h.mu.Unlock()
+
+	repeat, err := p.append(ctx, h, l, it, parcel)
+	switch {
+	case errors.Is(err, ErrUnstorable):
+		h.mu.Lock()
+		it.unstorable = true
+		h.mu.Unlock()
+		h.log.Warn("a message that waits is too large for the mailbox and stays at its source", "device_id", l.key.device, "route", it.envelope.Route, "err", err)
+		return true, nil
+	case err != nil:
+		return true, fmt.Errorf("park: %w", err)
+	}
+
+	it.entry.Store(parcel.Entry)
+	won := it.leave()
+	if won {
+		h.room.leave()
+		it.of.resolve(it.parked())
+	}
+	h.mu.Lock()
+	if won {
+		p.parked(h, l, it, repeat)
+	}
+	h.list(l)
+	h.dispatch()
+	h.mu.Unlock()
+	if !won && parcel.Entry > 0 {
+		// It has had its fate meanwhile.
+		h.bridge.ledger.add(h.bridge.sendCtx, closing{entry: parcel.Entry})
+	}
+	if key := it.envelope.Coalesce; key != "" && won && !repeat {
+		return true, p.replace(ctx, h, l, key, parcel.Entry)
+	}
+	return true, nil
+}
+
+// parked notes that the item's home is the mailbox. The caller holds mu.
+func (p *parker) parked(h *hub, l *lane, it *item, repeat bool) {
+	if len(l.tail) > 0 && l.tail[0] == it {
+		l.drop(it)
+		if !repeat {
+			l.stored++
+		}
+		return
+	}
+	h.bridge.metrics.restored() // it stays in memory, a head
+}
+
+// append stores the parcel. A message that its source delivers again, for a box
+// that another process has filled, may be there since long: then it is looked for.
+func (p *parker) append(ctx context.Context, h *hub, l *lane, it *item, parcel *Parcel) (repeat bool, err error) {
+	if it.of.again() && l.inherited {
+		found, err := p.find(ctx, l.box(h.name), it)
+		if found || err != nil {
+			return found, err
+		}
+	}
+	return p.mailbox.Append(ctx, parcel)
+}
+
+// find reports whether the item's message is in the box. A box is in the order of
+// its stream, so halving the range finds it in few reads.
+func (p *parker) find(ctx context.Context, b Box, it *item) (bool, error) {
+	seq := it.message.Sequence
+	low, high := uint64(0), uint64(1) // of the mailbox: what stands at low or before it is older
+	for {
+		q, err := p.mailbox.Next(ctx, b, high)
+		if err != nil {
+			return false, err
+		}
+		if q == nil || q.Message.Sequence >= seq {
+			break
+		}
+		low, high = q.Entry, q.Entry*2
+	}
+	for low < high {
+		middle := low + (high-low)/2
+		q, err := p.mailbox.Next(ctx, b, middle)
+		switch {
+		case err != nil:
+			return false, err
+		case q == nil || q.Message.Sequence >= seq:
+			high = middle
+		default:
+			low = q.Entry
+		}
+	}
+	// Several routes of one message stand side by side.
+	for {
+		q, err := p.mailbox.Next(ctx, b, low)
+		if err != nil || q == nil || q.Message.Sequence != seq {
+			return false, err
+		}
+		if q.Envelope.Route == it.envelope.Route && q.Message.Time.Equal(it.message.Time) {
+			return true, nil
+		}
+		low = q.Entry
+	}
+}
+
+// replace gives what a newer entry replaces its fate.
+func (p *parker) replace(ctx context.Context, h *hub, l *lane, key string, entry uint64) error {
+	older, err := p.mailbox.Waiting(ctx, l.box(h.name), key, entry)
+	if err != nil {
+		return nil // it is sent before the newer one then, which is no harm
+	}
+	var stale []*item
+	h.mu.Lock()
+	for _, q := range older {
+		if it := l.head(q.Entry); it != nil {
+			if it.flying {
+				it.superseded = true
+			} else {
+				l.drop(it)
+				stale = append(stale, it)
+			}
+			continue
+		}
+		if _, known := l.gone[q.Entry]; known || q.Entry <= l.above || l.stored == 0 {
+			continue
+		}
+		if l.gone == nil {
+			l.gone = make(map[uint64]struct{})
+		}
+		l.gone[q.Entry] = struct{}{}
+		l.stored--
+		h.bridge.metrics.restored()
+		stale = append(stale, restored(q))
+	}
+	h.mu.Unlock()
+	for _, it := range stale {
+		h.replace(it)
+	}
+	return nil
+}
+
+// head is the head that is this entry of the mailbox.
+func (l *lane) head(entry uint64) *item {
+	for _, it := range l.heads {
+		if it.entry.Load() == entry {
+			return it
+		}
+	}
+	return nil
+}
+
+// load reads the lane's next entry; nil: there is none.
+func (h *hub) load(l *lane) (*item, error) {
+	for {
+		h.mu.Lock()
+		above := l.above
+		h.mu.Unlock()
+		if !h.bridge.owns(l.key.stream) {
+			return nil, ErrDisowned
+		}
+		q, err := h.bridge.parker.mailbox.Next(h.bridge.sendCtx, l.box(h.name), above)
+		if err != nil || q == nil {
+			return nil, err
+		}
+		h.mu.Lock()
+		if !h.takeUp(l, q.Entry) {
+			h.mu.Unlock()
+			continue
+		}
+		it := restored(q)
+		if l.tries != nil && l.triesOf == q.Entry {
+			it.tries = *l.tries
+		}
+		l.tries = nil
+		it.flying = true
+		l.heads = append(l.heads, it)
+		l.bytes += it.size
+		l.priority = it.envelope.Priority
+		h.mu.Unlock()
+		return it, nil
+	}
+}
+
+// takeUp notes that the lane's next entry is taken out of the mailbox's order.
+// False: it was replaced, and has its fate. The caller holds mu.
+func (h *hub) takeUp(l *lane, entry uint64) bool {
+	l.above, l.due = entry, time.Time{}
+	if _, gone := l.gone[entry]; gone {
+		delete(l.gone, entry)
+		return false
+	}
+	if l.stored > 0 {
+		l.stored--
+	}
+	h.bridge.metrics.restored()
+	return true
+}
+
+// unloaded is for a load that gave nothing: the entries are gone, or cannot be read now.
+func (h *hub) unloaded(l *lane, err error) (job, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.landed(l)
+	h.gate.unused()
+	switch {
+	case err == nil:
+		l.stored = 0 // somebody purged them
+		clear(l.gone)
+		h.tidy(l)
+	case h.draining || l.orphan || errors.Is(err, ErrDisowned):
+		l.stored = 0
+		h.tidy(l)
+	default:
+		wait := retryMax
+		if !errors.Is(err, ErrFormat) {
+			wait = time.Second
+		}
+		if !l.warned {
+			l.warned = true
+			h.log.Warn("device waits: its next message cannot be read from the mailbox", "device_id", l.key.device, "err", err)
+		}
+		l.waits = true
+		l.timer = time.AfterFunc(wait, func() { h.resume(l) })
+	}
+	h.list(l)
+	j, ok := h.next()
+	h.dispatch()
+	return j, ok
+}

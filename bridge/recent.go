@@ -1,0 +1,50 @@
+package bridge
+
+import (
+	"sync"
+	"time"
+)
+
+// recent remembers the latest messages that came from the mailbox and got their
+// fate, for sources that deliver them again because the process that stored them
+// ended before its acks arrived.
+type recent struct {
+	mu   sync.Mutex
+	at   map[identity]struct{}
+	ring []identity
+	pos  int
+}
+
+type identity struct {
+	stream, route, device string
+	sequence              uint64
+	stored                time.Time
+}
+
+func identityOf(it *item) identity {
+	in := it.message
+	return identity{in.Stream, it.envelope.Route, it.envelope.Device, in.Sequence, in.Time.UTC()}
+}
+
+func newRecent(n int) *recent {
+	return &recent{at: make(map[identity]struct{}), ring: make([]identity, n)}
+}
+
+func (r *recent) add(it *item) {
+	id := identityOf(it)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.at[id]; ok {
+		return
+	}
+	delete(r.at, r.ring[r.pos])
+	r.ring[r.pos], r.at[id] = id, struct{}{}
+	r.pos = (r.pos + 1) % len(r.ring)
+}
+
+func (r *recent) has(it *item) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.at[identityOf(it)]
+	return ok
+}

@@ -1,0 +1,354 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"downlink/mapping"
+)
+
+// world is what outlives a process: a stream with its acks, the mailbox, dead
+// letters, receipts, and what the hub accepted. A process is one engine on it,
+// which can be killed before or after any of its durable steps.
+type world struct {
+	mu       sync.Mutex
+	log      []mapping.Input // the stream; its sequence is the index plus 1
+	acked    map[uint64]bool
+	entries  map[uint64]*Parcel // the mailbox
+	last     uint64
+	ids      map[identity]bool // the mailbox's duplicate window; never over here
+	limit    int               // of entries; 0: none
+	letters  []DeadLetter
+	receipts []Receipt
+	hub      []sent
+	full     map[string]bool // devices without room
+	hubDown  error           // what the hub answers to everything
+	steps    int             // durable steps of all processes
+	kill     func(step int, name string, after bool) bool
+	killed   []string
+}
+
+func newWorld() *world {
+	return &world{acked: map[uint64]bool{}, entries: map[uint64]*Parcel{}, ids: map[identity]bool{}, full: map[string]bool{}}
+}
+
+// publish stores a message in the stream.
+func (w *world) publish(subject, name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.log = append(w.log, mapping.Input{Subject: subject, Payload: []byte(name), Stream: "COMMANDS", Sequence: uint64(len(w.log) + 1), Time: time.Now()})
+}
+
+// set changes the world.
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
+}
+
+func (w *world) names(device string) (out []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.hub {
+		if s.device == device {
+			out = append(out, s.name)
+		}
+	}
+	return out
+}
+
+func (w *world) boxed() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.entries)
+}
+
+func (w *world) unacked() (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.log) - len(w.acked)
+}
+
+// process is one engine in the world.
+type process struct {
+	*Bridge
+	w       *world
+	cancel  context.CancelFunc
+	done    chan error
+	dead    bool   // nothing it does has an effect any more
+	next    uint64 // the next message to deliver
+	pending []uint64
+	held    bool
+}
+
+var errKilled = errors.New("killed")
+
+// step runs one durable step unless the process is dead, and may kill it there.
+func (p *process) step(name string, effect func() error) error {
+	w := p.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p.dead {
+		return errKilled
+	}
+	w.steps++
+	if w.kill != nil && w.kill(w.steps, name, false) {
+		w.killed = append(w.killed, "before "+name)
+		p.die()
+		return errKilled
+	}
+	err := effect()
+	if w.kill != nil && w.kill(w.steps, name, true) {
+		w.killed = append(w.killed, "after "+name)
+		p.die()
+		return errKilled
+	}
+	return err
+}
+
+func (p *process) die() {
+	p.dead = true
+	p.cancel()
+}
+
+// run starts a process. The next one starts when the one before is over.
+func (w *world) run(t *testing.T, change ...func(*Options)) *process {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	p := &process{w: w, cancel: cancel, done: make(chan error, 1), held: true, next: uint64(1)}
+	w.mu.Lock()
+	for _, in := range w.log {
+		if !w.acked[in.Sequence] {
+			p.next = in.Sequence
+			break
+		}
+		p.next = in.Sequence + 1
+	}
+	w.mu.Unlock()
+	o := Options{
+		Sources: []Source{p}, Mapper: bySubject{}, DeadLetters: worldLetters{p}, Mailbox: worldMailbox{p}, Receipts: worldReceipts{p},
+		Hubs: []HubOptions{{Name: "main", Sender: worldHub{p}, Window: 64}}, MaxHeld: 400, ShutdownGrace: time.Second,
+	}
+	for _, c := range change {
+		c(&o)
+	}
+	b, err := New(o)
+	require.NoError(t, err)
+	p.Bridge = b
+	go func() { p.done <- b.Run(ctx) }()
+	return p
+}
+
+func (p *process) stop(t *testing.T) {
+	t.Helper()
+	p.cancel()
+	require.NoError(t, <-p.done)
+	s := p.Status()
+	require.Zero(t, s.Waiting)
+	require.Equal(t, s.Received+s.Expanded+s.Restored, s.Accepted+s.Dead+s.Dropped+s.Replaced+s.Parked+s.Returned, "%+v", s)
+}
+
+func (p *process) Name() string { return "COMMANDS" }
+
+func (p *process) Own(ctx context.Context) error {
+	for {
+		p.w.mu.Lock()
+		held := p.held
+		p.w.mu.Unlock()
+		if held {
+			return ctx.Err()
+		}
+		if !sleep(ctx, time.Second) {
+			return ctx.Err()
+		}
+	}
+}
+
+func (p *process) Held() bool {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	return p.held && !p.dead
+}
+
+func (p *process) Receive(ctx context.Context) (Delivery, error) {
+	for {
+		p.w.mu.Lock()
+		if !p.held {
+			p.w.mu.Unlock()
+			return nil, ErrDisowned
+		}
+		for p.next <= uint64(len(p.w.log)) && p.w.acked[p.next] {
+			p.next++
+		}
+		if p.next <= uint64(len(p.w.log)) {
+			d := &worldDelivery{p: p, in: p.w.log[p.next-1]}
+			p.next++
+			p.w.mu.Unlock()
+			return d, nil
+		}
+		p.w.mu.Unlock()
+		if !sleep(ctx, 10*time.Millisecond) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+type worldDelivery struct {
+	p  *process
+	in mapping.Input
+}
+
+func (d *worldDelivery) Message() *mapping.Input { return &d.in }
+
+func (d *worldDelivery) Redelivered() bool { return true } // it may have been: the engine must look
+
+func (d *worldDelivery) Ack(context.Context) error {
+	return d.p.step("ack", func() error { d.p.w.acked[d.in.Sequence] = true; return nil })
+}
+
+func (d *worldDelivery) Term(ctx context.Context, _ string) error { return d.Ack(ctx) }
+
+type worldLetters struct{ p *process }
+
+func (l worldLetters) Store(_ context.Context, d DeadLetter) error {
+	return l.p.step("dead letter", func() error { l.p.w.letters = append(l.p.w.letters, d); return nil })
+}
+
+type worldReceipts struct{ p *process }
+
+func (r worldReceipts) Record(context.Context, Correlation) error {
+	return r.p.step("record", func() error { return nil })
+}
+
+func (r worldReceipts) Store(_ context.Context, x Receipt, _ Correlation) error {
+	return r.p.step("receipt", func() error { r.p.w.receipts = append(r.p.w.receipts, x); return nil })
+}
+
+type worldHub struct{ p *process }
+
+func (h worldHub) Send(ctx context.Context, e *mapping.Envelope) error {
+	if !sleep(ctx, time.Millisecond) {
+		return ctx.Err()
+	}
+	w := h.p.w
+	return h.p.step("send", func() error {
+		switch {
+		case w.hubDown != nil:
+			return w.hubDown
+		case w.full[e.Device]:
+			return amqpErr(QueueFull, "amqp:resource-limit-exceeded")
+		case e.Device == "unknown":
+			return amqpErr(NoDevice, "amqp:not-found")
+		}
+		w.hub = append(w.hub, sent{e.Device, string(e.Body), time.Now()})
+		return nil
+	})
+}
+
+type worldMailbox struct{ p *process }
+
+func (m worldMailbox) Boxes(_ context.Context, stream string) (out []Box, err error) {
+	err = m.p.step("list", func() error {
+		count := map[Box]uint64{}
+		for _, q := range m.p.w.entries {
+			count[Box{Hub: q.Envelope.Hub, Device: q.Envelope.Device, Stream: stream}]++
+		}
+		for b, n := range count {
+			b.Entries = n
+			out = append(out, b)
+		}
+		return nil
+	})
+	return out, err
+}
+
+func (m worldMailbox) Append(ctx context.Context, q *Parcel) (repeat bool, err error) {
+	if !sleep(ctx, 100*time.Microsecond) {
+		return false, ctx.Err()
+	}
+	err = m.p.step("append", func() error {
+		w := m.p.w
+		if w.limit > 0 && len(w.entries) >= w.limit {
+			return errors.New("maximum messages exceeded")
+		}
+		id := identity{q.Message.Stream, q.Envelope.Route, q.Envelope.Device, q.Message.Sequence, q.Message.Time.UTC()}
+		if w.ids[id] {
+			repeat = true
+			return nil
+		}
+		w.ids[id] = true
+		w.last++
+		copied := *q
+		copied.Entry, q.Entry = w.last, w.last
+		w.entries[w.last] = &copied
+		return nil
+	})
+	return repeat, err
+}
+
+func (m worldMailbox) in(b Box, q *Parcel) bool {
+	return q.Envelope.Device == b.Device && q.Envelope.Hub == b.Hub
+}
+
+func (m worldMailbox) Next(ctx context.Context, b Box, above uint64) (out *Parcel, err error) {
+	if !sleep(ctx, 100*time.Microsecond) {
+		return nil, ctx.Err()
+	}
+	err = m.p.step("next", func() error {
+		for _, n := range slices.Sorted(maps.Keys(m.p.w.entries)) {
+			if q := m.p.w.entries[n]; n > above && m.in(b, q) {
+				copied := *q
+				out = &copied
+				return nil
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+func (m worldMailbox) Waiting(_ context.Context, b Box, key string, below uint64) (out []*Parcel, err error) {
+	err = m.p.step("waiting", func() error {
+		for n, q := range m.p.w.entries {
+			if n < below && m.in(b, q) && q.Envelope.Coalesce == key {
+				out = append(out, q)
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+func (m worldMailbox) Delete(_ context.Context, entry uint64) error {
+	return m.p.step("delete", func() error { delete(m.p.w.entries, entry); return nil })
+}
+
+// inOrder checks that all of the names came, in order once repeats are removed.
+func inOrder(t *testing.T, want, got []string, context string) (repeats int) {
+	t.Helper()
+	seen := map[string]bool{}
+	var first []string
+	for _, name := range got {
+		if !seen[name] {
+			seen[name] = true
+			first = append(first, name)
+		}
+	}
+	require.Equal(t, want, first, context)
+	return len(got) - len(first)
+}
+
+func numbered(n int) (out []string) {
+	for i := range n {
+		out = append(out, fmt.Sprintf("%04d", i))
+	}
+	return out
+}
