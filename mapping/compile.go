@@ -20,7 +20,7 @@ const (
 // Compile checks routes and makes a Table of them. The error joins a *FieldError
 // for every mistake found, with paths such as "routes[2].device".
 func Compile(routes []Route, o TableOptions) (*Table, error) {
-	c := &compiler{o: o, names: map[string]int{}}
+	c := &compiler{o: o, names: map[string]int{}, seen: map[string]bool{}}
 	if c.o.Name == "" {
 		c.o.Name = defaultName
 	}
@@ -32,8 +32,15 @@ func Compile(routes []Route, o TableOptions) (*Table, error) {
 			c.fail(fmt.Sprintf("hubs[%d].name", i), fmt.Errorf("%q is used twice; give each hub its own name", h.Name))
 		}
 	}
-	t := &Table{name: c.o.Name, bySource: map[string][]*route{}}
+	c.templates()
+	t := &Table{name: c.o.Name, sources: map[string]*matcher{}, anywhere: &matcher{}, hubs: map[string]HubOptions{}}
+	for _, h := range o.Hubs {
+		t.hubs[h.Name] = h
+	}
 	t.random.r = o.Rand
+	for _, tmpl := range o.Templates {
+		t.templates = append(t.templates, tmpl.Name)
+	}
 	for i := range routes {
 		t.routes = append(t.routes, c.route(i, &routes[i]))
 	}
@@ -42,22 +49,19 @@ func Compile(routes []Route, o TableOptions) (*Table, error) {
 	}
 	for _, r := range t.routes {
 		if r.core {
-			t.bySource[""] = nil
+			t.sources[""] = &matcher{}
 		} else if r.stream != "" {
-			t.bySource[r.stream] = nil
+			t.sources[r.stream] = &matcher{}
 		}
 	}
-	for _, r := range t.routes {
-		switch {
-		case r.core:
-			t.bySource[""] = append(t.bySource[""], r)
-		case r.stream != "":
-			t.bySource[r.stream] = append(t.bySource[r.stream], r)
-		default:
-			t.anywhere = append(t.anywhere, r)
-			for s := range t.bySource {
-				t.bySource[s] = append(t.bySource[s], r)
-			}
+	for i, r := range t.routes {
+		if r.core || r.stream != "" {
+			t.sources[r.stream].add(r, int32(i))
+			continue
+		}
+		t.anywhere.add(r, int32(i))
+		for _, m := range t.sources {
+			m.add(r, int32(i))
 		}
 	}
 	return t, nil
@@ -69,6 +73,7 @@ type compiler struct {
 	names map[string]int // route names and where they are
 	errs  []error
 	path  string
+	seen  map[string]bool // places in templates that have had their error
 }
 
 func (c *compiler) fail(path string, err error) {
@@ -83,8 +88,8 @@ func (c *compiler) bad(field, format string, args ...any) {
 func (c *compiler) route(i int, rule *Route) *route {
 	c.path = fmt.Sprintf("routes[%d]", i)
 	copied := *rule
-	copied.Allow = slices.Clone(rule.Allow)
-	r := &route{name: rule.Name, drop: rule.Drop, also: rule.Also, allow: copied.Allow, rule: &copied}
+	copied.Allow, copied.Deny = slices.Clone(rule.Allow), slices.Clone(rule.Deny)
+	r := &route{name: rule.Name, bridge: c.o.Name, drop: rule.Drop, also: rule.Also, rest: rule.Default, allow: copied.Allow, deny: copied.Deny, rule: &copied}
 	if r.name == "" {
 		r.name = fmt.Sprintf("route-%d", i+1)
 	}
@@ -96,7 +101,11 @@ func (c *compiler) route(i int, rule *Route) *route {
 	}
 	c.names[r.name] = i
 
-	p, err := parsePattern(rule.Subject)
+	subject := rule.Subject
+	if subject == "" && rule.Default && rule.Stream != "" {
+		subject = ">"
+	}
+	p, err := parsePattern(subject)
 	if err == nil {
 		err = checkRouteSubject(p.filter, c.o.Name)
 	}
@@ -106,8 +115,14 @@ func (c *compiler) route(i int, rule *Route) *route {
 	if p == nil {
 		p = &pattern{} // the rest is still checked
 	}
-	r.pattern = p
+	r.pattern, r.literal = p, literalPrefix(p.filter)
 	c.source(r, rule)
+	if rule.When != "" && err == nil {
+		var werr error
+		if r.when, werr = compileCondition(rule.When, cloudSide(p, c.o)); werr != nil {
+			c.bad("when", "%w", werr)
+		}
+	}
 	if rule.Drop != "" {
 		c.dropOnly(rule)
 		return r
@@ -150,7 +165,8 @@ func (c *compiler) dropOnly(rule *Route) {
 		name string
 		set  bool
 	}{
-		{"also", rule.Also}, {"hub", rule.Hub != ""}, {"device", rule.Device != ""}, {"allow", len(rule.Allow) > 0},
+		{"also", rule.Also}, {"hub", rule.Hub != ""}, {"device", rule.Device != ""}, {"devices", rule.Devices != ""}, {"allow", len(rule.Allow) > 0}, {"deny", len(rule.Deny) > 0},
+		{"use", len(rule.Use) > 0}, {"priority", rule.Priority != 0}, {"order", rule.Order != ""}, {"coalesce", rule.Coalesce != ""}, {"receipts", rule.Receipts},
 		{"message", rule.Message != MessageRule{}}, {"properties", len(rule.Properties) > 0},
 		{"illegal_values", rule.IllegalValues != ""}, {"envelope", rule.Envelope != ""},
 	} {
@@ -163,51 +179,74 @@ func (c *compiler) dropOnly(rule *Route) {
 // deliver compiles the rest of a route. Without a good subject its captures are
 // unknown, so that expressions would only give errors that follow from the first.
 func (c *compiler) deliver(r *route, rule *Route, p *pattern, subject bool) {
-	hub := c.hub(r, rule)
-	r.charset = hub.DocumentedCharset
-	side := cloudSide(p)
-	tmpl := func(field, text string) *template {
+	choosing, sending := cloudSide(p, c.o), cloudSide(p, c.o)
+	sending.addTarget()
+	compile := func(text string, names *side, as func(string, *side) (*template, error)) (*template, error) {
 		if !subject {
-			if _, err := scanTemplate(text); err != nil {
-				c.bad(field, "%w", err)
-			}
-			return nil
+			_, err := scanTemplate(text)
+			return nil, err
 		}
-		t, err := compileTemplate(text, side)
+		return as(text, names)
+	}
+	value := func(text string) (*template, error) {
+		t, err := compile(text, sending, compileTemplate)
+		r.perTarget = r.perTarget || t != nil && t.idents["target"]
+		return t, err
+	}
+	tmpl := func(field, text string) *template {
+		t, err := value(text)
 		if err != nil {
 			c.bad(field, "%w", err)
-			return nil
 		}
 		return t
 	}
-
-	if rule.Device == "" {
-		c.bad("device", `is missing; give the device ID, such as "{device}", or drop: with a reason`)
-	} else if r.device = tmpl("device", rule.Device); r.device != nil {
-		c.device(r)
+	choose := func(field, text string, as func(string, *side) (*template, error)) *template {
+		t, err := compile(text, choosing, as)
+		if err != nil {
+			c.bad(field, "%w", err)
+		}
+		return t
 	}
-	for i, a := range rule.Allow {
-		if a == "" || !inClass(a, classID) {
-			c.bad(fmt.Sprintf("allow[%d]", i), `%q can match no device ID; use a pattern such as "berlin-*"`, a)
+	c.hub(r, rule, tmpl)
+
+	switch {
+	case rule.Device != "" && rule.Devices != "":
+		c.bad("devices", "is set as well as device; keep one of the two")
+	case rule.Devices != "":
+		if r.devices = choose("devices", rule.Devices, compileList); r.devices != nil {
+			c.devices(r)
+		}
+	case rule.Device == "":
+		c.bad("device", `is missing; give the device ID, such as "{device}", or drop: with a reason`)
+	default:
+		if r.device = choose("device", rule.Device, compileTemplate); r.device != nil {
+			c.device(r)
+		}
+	}
+	for _, list := range [...]struct {
+		field    string
+		patterns []string
+	}{{"allow", rule.Allow}, {"deny", rule.Deny}} {
+		for i, a := range list.patterns {
+			if a == "" || !inClass(a, classID) {
+				c.bad(fmt.Sprintf("%s[%d]", list.field, i), `%q can match no device ID; use a pattern such as "berlin-*"`, a)
+			}
 		}
 	}
 
 	m := &rule.Message
-	for i, f := range [...]struct{ field, text string }{
-		{"message.message_id", m.MessageID}, {"message.correlation_id", m.CorrelationID}, {"message.user_id", m.UserID},
-		{"message.content_type", m.ContentType}, {"message.content_encoding", m.ContentEncoding},
-	} {
-		if f.text == "" {
+	for i, text := range [...]string{m.MessageID, m.CorrelationID, m.UserID, m.ContentType, m.ContentEncoding} {
+		if text == "" {
 			continue
 		}
-		t := tmpl(f.field, f.text)
-		r.fields[i] = systemField{field: f.field, t: t}
+		t := tmpl(fieldNames[i], text)
+		r.fields[i] = t
 		if t == nil || i == fieldMessageID {
 			continue
 		}
 		if text, ok := t.literal(); ok {
 			if what, at := illegalSystem(i, text); what != "" {
-				c.bad(f.field, "%q: has %s at byte %d, which the hub cannot carry", text, what, at+1)
+				c.bad(fieldNames[i], "%q: has %s at byte %d, which the hub cannot carry", text, what, at+1)
 			}
 		}
 	}
@@ -217,7 +256,19 @@ func (c *compiler) deliver(r *route, rule *Route, p *pattern, subject bool) {
 	case m.TTL > maxTTL:
 		c.bad("message.ttl", "%s is more than the hub keeps a message; at most %s", m.TTL, "48h")
 	}
-	r.ttl = m.TTL > 0
+	if m.MaxAge < 0 {
+		c.bad("message.max_age", "%s is negative; give a duration such as 10m", m.MaxAge)
+	}
+	switch rule.Order {
+	case "", "device":
+	case "none":
+		r.unordered = true
+	default:
+		c.bad("order", "%q: must be device or none", rule.Order)
+	}
+	if rule.Coalesce != "" {
+		r.coalesce = tmpl("coalesce", rule.Coalesce)
+	}
 	switch m.Ack {
 	case "", "none":
 	case string(AckPositive), string(AckNegative), string(AckFull):
@@ -226,7 +277,7 @@ func (c *compiler) deliver(r *route, rule *Route, p *pattern, subject bool) {
 		c.bad("message.ack", "%q: must be none, positive, negative or full", m.Ack)
 	}
 
-	c.properties(r, rule, tmpl)
+	c.properties(r, rule, value)
 	switch rule.IllegalValues {
 	case "", "dead":
 	case "encode":
@@ -245,27 +296,60 @@ func (c *compiler) deliver(r *route, rule *Route, p *pattern, subject bool) {
 	}
 }
 
-func (c *compiler) hub(r *route, rule *Route) HubOptions {
+// hub finds the route's hub, or compiles the expression that chooses one.
+func (c *compiler) hub(r *route, rule *Route, tmpl func(field, text string) *template) {
 	if rule.Hub == "" {
-		if len(c.o.Hubs) == 0 {
-			return HubOptions{}
+		if len(c.o.Hubs) > 0 {
+			r.setHub(c.o.Hubs[0])
 		}
-		r.hub = c.o.Hubs[0].Name
-		return c.o.Hubs[0]
+		return
 	}
-	var names []string
 	for _, h := range c.o.Hubs {
 		if h.Name == rule.Hub {
-			r.hub = h.Name
-			return h
+			r.setHub(h)
+			return
 		}
+	}
+	if strings.Contains(rule.Hub, "{") {
+		r.chooseHub = tmpl("hub", rule.Hub)
+		for _, h := range c.o.Hubs {
+			r.charset = r.charset || h.DocumentedCharset // explicit names must do for each
+		}
+		return
+	}
+	c.bad("hub", "%q is not among the hubs: %s", rule.Hub, hubNames(c.o.Hubs))
+}
+
+func (r *route) setHub(h HubOptions) { r.hub, r.charset = h.Name, h.DocumentedCharset }
+
+func hubNames(hubs []HubOptions) string {
+	var names []string
+	for _, h := range hubs {
 		names = append(names, fmt.Sprintf("%q", h.Name))
 	}
 	if len(names) == 0 {
-		names = []string{"none"}
+		return "none"
 	}
-	c.bad("hub", "%q is not among the hubs: %s", rule.Hub, strings.Join(names, ", "))
-	return HubOptions{}
+	return strings.Join(names, ", ")
+}
+
+// devices checks what of a list of devices is known at load.
+func (c *compiler) devices(r *route) {
+	if text, ok := r.devices.literal(); ok {
+		ids := splitDevices(text)
+		if len(ids) == 0 {
+			c.bad("devices", "%q names no device", text)
+		}
+		for _, id := range ids {
+			if err := checkDeviceID(id); err != nil {
+				c.bad("devices", "%q: %w", id, err)
+			} else if !r.allowed(id) {
+				c.bad("devices", "%q is not among the devices that the route allows", id)
+			}
+		}
+		return
+	}
+	c.needsAllow(r, "devices", r.devices)
 }
 
 func (c *compiler) device(r *route) {
@@ -274,8 +358,8 @@ func (c *compiler) device(r *route) {
 			c.bad("device", "%s", hint) // which also tells why the rest of it is no device ID
 		} else if err := checkDeviceID(text); err != nil {
 			c.bad("device", "%q: %w", text, err)
-		} else if len(r.allow) > 0 && !slices.ContainsFunc(r.allow, func(p string) bool { return glob(p, text) }) {
-			c.bad("device", "%q is not in the route's own allow list", text)
+		} else if !r.allowed(text) {
+			c.bad("device", "%q is not among the devices that the route allows", text)
 		}
 		return
 	}
@@ -290,70 +374,150 @@ func (c *compiler) device(r *route) {
 		}
 		break
 	}
+	c.needsAllow(r, "device", r.device)
+}
+
+func (c *compiler) needsAllow(r *route, field string, t *template) {
 	for _, id := range []string{"header", "payload", "json"} {
-		if r.device.idents[id] && len(r.allow) == 0 {
-			c.bad("allow", `is missing: device depends on %s, which the publisher chooses; list the devices that the route may reach, such as allow: ["berlin-*"], or ["*"] for all`, id)
+		if t.idents[id] && len(r.allow) == 0 {
+			c.bad("allow", `is missing: %s depends on %s, which the publisher chooses; list the devices that the route may reach, such as allow: ["berlin-*"], or ["*"] for all`, field, id)
 			break
 		}
 	}
 }
 
-func (c *compiler) properties(r *route, rule *Route, tmpl func(field, text string) *template) {
-	for i := range rule.Properties {
-		p := &rule.Properties[i]
-		field := fmt.Sprintf("properties[%d]", i)
-		pr := propRule{index: i, name: p.Name, headers: p.Headers, strip: p.Strip}
-		switch {
-		case p.Headers != "" && (p.Name != "" || p.Value != ""):
-			c.bad(field, "has headers and name or value; make them two entries")
-			continue
-		case p.Headers != "":
-			if inert(p.Headers) {
-				c.bad(field+".headers", "%q: Nats-* and Downlink-* headers are never copied; choose other headers", p.Headers)
-			}
-		case p.Name == "":
-			c.bad(field+".name", `is missing; give name and value, or headers: with a pattern such as "X-*"`)
-			continue
-		default:
-			if p.Strip != "" {
-				c.bad(field+".strip", "%q belongs to headers; remove it", p.Strip)
-			}
-			if err := checkPropertyName(p.Name, r.charset); err != nil {
-				c.bad(field+".name", "%w", err)
-			}
-			if slices.ContainsFunc(r.explicit, func(e string) bool { return strings.EqualFold(e, p.Name) }) {
-				c.bad(field+".name", "%q is set twice (SDKs fold its letter case); remove one", p.Name)
-			}
-			r.explicit = append(r.explicit, p.Name)
-			pr.value = tmpl(field+".value", p.Value)
-			if pr.value == nil {
-				continue
-			}
-			if text, ok := pr.value.literal(); ok && (rule.IllegalValues == "" || rule.IllegalValues == "dead") {
-				if what, at := illegalText(text, r.charset); what != "" {
-					c.bad(field+".value", "%q: has %s at byte %d, which the hub cannot carry; illegal_values: encode carries it encoded", text, what, at+1)
-				}
+// templates checks the sets by themselves; what depends on a route's captures is checked where they are used.
+func (c *compiler) templates() {
+	for i, t := range c.o.Templates {
+		path := fmt.Sprintf("templates[%d]", i)
+		if t.Name == "" {
+			c.fail(path+".name", errors.New("is missing; routes name it in use"))
+		}
+		if j := slices.IndexFunc(c.o.Templates[:i], func(e Template) bool { return e.Name == t.Name }); j >= 0 {
+			c.fail(path+".name", fmt.Errorf("%q is the name of templates[%d] too; give each template its own", t.Name, j))
+		}
+		for j, p := range t.Properties {
+			if _, err := scanTemplate(p.Value); err != nil {
+				at := fmt.Sprintf("%s.properties[%d].value", path, j)
+				c.fail(at, err)
+				c.seen[at] = true
 			}
 		}
-		r.props = append(r.props, pr)
 	}
 }
 
+// properties compiles the entries of the templates that the route uses, then its own.
+func (c *compiler) properties(r *route, rule *Route, tmpl func(text string) (*template, error)) {
+	own := make([]string, 0, len(rule.Properties))
+	for i := range rule.Properties {
+		if p := &rule.Properties[i]; p.Headers == "" {
+			own = append(own, p.Name)
+		}
+	}
+	for i, name := range rule.Use {
+		at := fmt.Sprintf("use[%d]", i)
+		j := slices.IndexFunc(c.o.Templates, func(t Template) bool { return t.Name == name })
+		switch {
+		case j < 0:
+			c.bad(at, "%q is not among the templates: %s", name, templateNames(c.o.Templates))
+			continue
+		case slices.Contains(rule.Use[:i], name):
+			c.bad(at, "%q is used twice; remove one", name)
+			continue
+		}
+		t := &c.o.Templates[j]
+		for k := range t.Properties {
+			p := &t.Properties[k]
+			if p.Headers == "" && slices.ContainsFunc(own, func(o string) bool { return strings.EqualFold(o, p.Name) }) {
+				continue // the route says it better
+			}
+			c.property(r, rule, p, fmt.Sprintf("templates[%d].properties[%d]", j, k), func(field, format string, args ...any) {
+				if !c.seen[field] { // and not one for each route that uses it
+					c.seen[field] = true
+					c.fail(field, fmt.Errorf(format+" (as used by "+c.path+")", args...))
+				}
+			}, tmpl)
+		}
+	}
+	for i := range rule.Properties {
+		c.property(r, rule, &rule.Properties[i], fmt.Sprintf("properties[%d]", i), c.bad, tmpl)
+	}
+}
+
+func templateNames(templates []Template) string {
+	var names []string
+	for _, t := range templates {
+		names = append(names, fmt.Sprintf("%q", t.Name))
+	}
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}
+
+// property compiles one entry, which stands at field.
+func (c *compiler) property(r *route, rule *Route, p *PropertyRule, field string, bad func(field, format string, args ...any), tmpl func(text string) (*template, error)) {
+	pr := propRule{field: field, name: p.Name, headers: p.Headers, strip: p.Strip}
+	switch {
+	case p.Headers != "" && (p.Name != "" || p.Value != ""):
+		bad(field, "has headers and name or value; make them two entries")
+		return
+	case p.Headers != "":
+		if inert(p.Headers) {
+			bad(field+".headers", "%q: Nats-* and Downlink-* headers are never copied; choose other headers", p.Headers)
+		}
+	case p.Name == "":
+		bad(field+".name", `is missing; give name and value, or headers: with a pattern such as "X-*"`)
+		return
+	default:
+		if p.Strip != "" {
+			bad(field+".strip", "%q belongs to headers; remove it", p.Strip)
+		}
+		if err := checkPropertyName(p.Name, r.charset); err != nil {
+			bad(field+".name", "%w", err)
+		}
+		if slices.ContainsFunc(r.explicit, func(e string) bool { return strings.EqualFold(e, p.Name) }) {
+			bad(field+".name", "%q is set twice (SDKs fold its letter case); remove one", p.Name)
+		}
+		r.explicit = append(r.explicit, p.Name)
+		var err error
+		if pr.value, err = tmpl(p.Value); err != nil {
+			bad(field+".value", "%w", err)
+		}
+		if pr.value == nil {
+			return
+		}
+		if text, ok := pr.value.literal(); ok && (rule.IllegalValues == "" || rule.IllegalValues == "dead") {
+			if what, at := illegalText(text, r.charset); what != "" {
+				bad(field+".value", "%q: has %s at byte %d, which the hub cannot carry; illegal_values: encode carries it encoded", text, what, at+1)
+			}
+		}
+	}
+	r.props = append(r.props, pr)
+}
+
 // cloudSide is what a route's expressions can name.
-func cloudSide(p *pattern) *side {
+func cloudSide(p *pattern, o TableOptions) *side {
 	s := &side{
+		hasTables: true, tableNames: o.LookupNames, tables: o.Lookups,
 		env: types.Map{
 			"subject": types.String, "header": types.TypeOf(map[string]any{}), "payload": types.String, "json": types.Any,
-			"stream": types.Any, "sequence": types.Int, "time": types.TypeOf(time.Time{}),
+			"stream": types.Any, "sequence": types.Int, "time": types.TypeOf(time.Time{}), "cloudevent": types.TypeOf(map[string]any{}),
 		},
 		simple: map[string]ref{
 			"subject": {kind: refSubject}, "stream": {kind: refStream}, "payload": {kind: refPayload},
 		},
-		lookups: map[string]refKind{"header": refHeader},
+		lookups: map[string]refKind{"header": refHeader, "cloudevent": refEvent},
 	}
 	for i, c := range p.captures {
 		s.env[c.name] = types.String
 		s.simple[c.name] = ref{kind: refCapture, index: i}
 	}
 	return s
+}
+
+// addTarget adds the device that is sent to, which is known once it is chosen.
+func (s *side) addTarget() {
+	s.env["target"] = types.String
+	s.simple["target"] = ref{kind: refTarget}
 }

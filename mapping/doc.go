@@ -2,8 +2,9 @@
 // (C2D) messages, both ways, and does nothing else: no I/O, no clocks, no
 // goroutines. On the cloud side a Table turns an Input into Envelopes; on the
 // device side a RelayMap turns a C2D message into a Publication. Both are
-// deterministic, so that whatever is sent again is byte-identical; the one
-// exception is the random message ID of a core NATS message (TableOptions.Rand).
+// deterministic, so that whatever is sent again is byte-identical; the
+// exceptions are the random message ID of a core NATS message (TableOptions.Rand)
+// and lookups, whose values are those of now.
 //
 // Everything a configuration can get wrong is found by Compile and
 // CompileRelay, as joined *FieldError. What only a message can get wrong (an
@@ -24,7 +25,8 @@
 // Text between braces is an expression of expr-lang/expr; {{ and }} are literal
 // braces. Names on the cloud side: the captures, subject, header, payload (the
 // body as text), json (the body decoded on first use), stream (nil from core
-// NATS), sequence and time (stored time, UTC). On the relay's side: device,
+// NATS), sequence and time (stored time, UTC); where the device is known already
+// (hub, message, properties, coalesce) also target, its ID. On the relay's side: device,
 // property, message (id, correlation_id, user_id, content_type,
 // content_encoding, to, expires, ack) and subject (the original one).
 //
@@ -39,6 +41,41 @@
 // duration, and what iterates a map in random order or without bound (keys,
 // values, toPairs, groupBy, reduce, repeat, a loop within a loop) are refused
 // at load.
+//
+// # Lookups and groups
+//
+// lookup("NAME", key) is the value of a key in one of the bridge's lookups, nil
+// if it has no such key or the key is nil. A value is a text, or a list or
+// an object of JSON. So a missing key is a case of absence, below: in device it is a dead
+// letter ReasonAbsent, unless the expression says otherwise with ??. group(name)
+// is lookup("groups", name).
+//
+// devices sends to several devices: a list, or a text of IDs with commas between
+// them, as a header with several values is one (an ID with a comma in it, which
+// is legal, needs a list). Each is checked on its own, and what is wrong with one
+// is a result of its own. Repeats are left out, the order is kept. Nil (no such
+// group) is ReasonAbsent; a list without devices is not wrong, and dropped as
+// ReasonNoDevices; more than 100,000 are ReasonManyDevices.
+//
+// hub may be an expression too; what is no hub's name is ReasonUnknownHub.
+//
+// # Delivery
+//
+// What a publisher may set for one message: Downlink-TTL (whole seconds or a
+// duration; it takes the place of the route's ttl, at most 48 hours) and
+// Downlink-Wait (accepted, the default, or completed, which needs a route that asks for
+// acks and makes them full). One that cannot be read is ReasonBadHeader: to send
+// a command that may be too old, or never to answer, is worse than to say so.
+// Downlink-Reply-To names where the outcome goes: a subject under _INBOX. or
+// under the tokens before the first wildcard of the route's subject. Any other
+// is left aside, since the message itself is good; its receipt is stored all the same.
+// The reply subject of a core NATS request goes before it; neither may be
+// under $… or among the bridge's own subjects.
+//
+// Receipts are asked for by receipts: true, by ack, and by either reply subject.
+//
+// coalesce is the template of a key within its route. Nil: this message neither
+// replaces another nor is replaced. The empty text is a key like any other.
 //
 // # Absence
 //

@@ -1,16 +1,11 @@
 package mapping
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"math"
 	"reflect"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -38,6 +33,8 @@ const (
 	refSubject
 	refStream
 	refPayload
+	refTarget
+	refEvent
 	refDevice
 	refProperty
 	refMessage
@@ -56,6 +53,10 @@ type side struct {
 	simple  map[string]ref     // names that are refs as they are
 	lookups map[string]refKind // names that are refs when indexed by a constant: header["X"]
 	splice  bool               // "{x...}" is allowed
+
+	hasTables  bool     // lookup and group are there
+	tableNames []string // what they may name
+	tables     Lookups  // their values; nil: no key is there
 }
 
 func (s *side) known() string {
@@ -74,128 +75,8 @@ type program struct {
 	idents []string
 }
 
-// builtins is what expressions may call of the library: pure, without clock,
-// zone or random order, and bounded by the size of the message.
-var builtins = []string{
-	"all", "none", "any", "one", "filter", "map", "find", "findIndex", "findLast", "findLastIndex", "count", "sum",
-	"len", "type", "abs", "ceil", "floor", "round", "int", "float", "string",
-	"trim", "trimPrefix", "trimSuffix", "upper", "lower", "split", "splitAfter", "indexOf", "lastIndexOf", "hasPrefix", "hasSuffix",
-	"max", "min", "mean", "median", "toBase64", "fromBase64", "first", "last", "get", "take", "reverse", "uniq", "concat", "flatten", "sort",
-	"bitand", "bitor", "bitxor", "bitnand", "bitshl", "bitshr", "bitushr", "bitnot",
-}
-
-var errText = errors.New("text too long")
-
-// exprOptions are the same for every expression of a side.
-func exprOptions(s *side, seen *visitor) []expr.Option {
-	o := []expr.Option{expr.Env(s.env), expr.MaxNodes(maxExprNodes), expr.DisableAllBuiltins(), expr.Patch(seen)}
-	for _, b := range builtins {
-		o = append(o, expr.EnableBuiltin(b))
-	}
-	return append(o,
-		expr.Function("replace", func(a ...any) (any, error) {
-			s, old, new := a[0].(string), a[1].(string), a[2].(string)
-			if n := strings.Count(s, old); len(s)+n*len(new) > maxText {
-				return nil, errText
-			}
-			return strings.ReplaceAll(s, old, new), nil
-		}, new(func(string, string, string) string)),
-		expr.Function("join", func(a ...any) (any, error) {
-			glue := ""
-			if len(a) == 2 {
-				glue = a[1].(string)
-			}
-			return joinText(a[0], glue)
-		}, new(func([]string, string) string), new(func([]string) string), new(func([]any, string) string), new(func([]any) string)),
-		expr.Function("fromJSON", func(a ...any) (any, error) { return decodeJSON([]byte(a[0].(string))) }, new(func(string) any)),
-		expr.Function("toJSON", func(a ...any) (any, error) {
-			var b bytes.Buffer
-			enc := json.NewEncoder(&b)
-			enc.SetEscapeHTML(false)
-			if err := enc.Encode(a[0]); err != nil {
-				return nil, err
-			}
-			return strings.TrimSuffix(b.String(), "\n"), nil
-		}, new(func(any) string)),
-	)
-}
-
-func joinText(list any, glue string) (any, error) {
-	var parts []string
-	switch list := list.(type) {
-	case []string:
-		parts = list
-	case []any:
-		for _, v := range list {
-			s, ok := v.(string)
-			if !ok {
-				return nil, fmt.Errorf("cannot join %T", v)
-			}
-			parts = append(parts, s)
-		}
-	}
-	n := len(parts) * len(glue)
-	for _, p := range parts {
-		n += len(p)
-	}
-	if n > maxText {
-		return nil, errText
-	}
-	return strings.Join(parts, glue), nil
-}
-
-// visitor looks at an expression's names and refuses what has no bound or no stable value.
-type visitor struct {
-	idents []string
-	err    error
-}
-
-func (v *visitor) Visit(node *ast.Node) {
-	switch n := (*node).(type) {
-	case *ast.IdentifierNode:
-		if n.Value == "$env" {
-			v.fail("$env is not available; use the names directly")
-		}
-		if !slices.Contains(v.idents, n.Value) {
-			v.idents = append(v.idents, n.Value)
-		}
-	case *ast.BuiltinNode: // those with predicates stay in the language, whatever is disabled
-		if !slices.Contains(builtins, n.Name) {
-			v.fail(n.Name + "() is not available; its time or its order has no bound")
-		}
-	case *ast.PredicateNode:
-		var inner loops
-		ast.Walk(&n.Node, &inner)
-		if inner {
-			v.fail("a loop within a loop is not available; its time has no bound")
-		}
-	case *ast.MemberNode:
-		if p, ok := n.Property.(*ast.StringNode); ok && n.Node.Type() == reflect.TypeFor[time.Time]() {
-			switch p.Value {
-			case "Format", "Unix", "UnixMilli", "UnixMicro", "UnixNano", "Year", "Month", "Day", "Hour", "Minute", "Second", "YearDay", "String":
-			default:
-				v.fail("time." + p.Value + ` is not available; use time.Format("2006-01-02"), time.Unix() or time.UnixMilli()`)
-			}
-		}
-	}
-}
-
-func (v *visitor) fail(text string) {
-	if v.err == nil {
-		v.err = errors.New(text)
-	}
-}
-
-// loops finds predicates.
-type loops bool
-
-func (l *loops) Visit(node *ast.Node) {
-	if _, ok := (*node).(*ast.PredicateNode); ok {
-		*l = true
-	}
-}
-
-func compileExpr(src string, s *side) (p part, err error) {
+// compileExpr compiles an expression whose result want accepts.
+func compileExpr(src string, s *side, want func(ast.Node) error) (p part, err error) {
 	// The library panics on nothing we know of; a configuration must never end the process.
 	defer func() {
 		if r := recover(); r != nil {
@@ -205,7 +86,7 @@ func compileExpr(src string, s *side) (p part, err error) {
 	if len(src) > maxExprLength {
 		return p, fmt.Errorf("has %d bytes; at most %d are allowed", len(src), maxExprLength)
 	}
-	seen := &visitor{}
+	seen := &visitor{side: s}
 	prog, err := expr.Compile(src, exprOptions(s, seen)...)
 	if seen.err != nil {
 		return p, seen.err
@@ -214,7 +95,7 @@ func compileExpr(src string, s *side) (p part, err error) {
 		return p, compileError(err, s)
 	}
 	node := prog.Node()
-	if err := resultType(node); err != nil {
+	if err := want(node); err != nil {
 		return p, err
 	}
 	if p, ok := simplePart(node, s); ok {
@@ -235,6 +116,8 @@ func compileError(err error, s *side) error {
 	switch {
 	case strings.HasPrefix(msg, "unknown name"):
 		msg += "; known here: " + s.known()
+	case strings.HasSuffix(msg, "is not callable") && s.hasTables:
+		msg += "; a capture of a function's name hides the function: rename the capture"
 	case strings.Contains(msg, "Operator (??) and") || strings.Contains(msg, "cannot be mixed"):
 		msg += `; parenthesise it, as in (a ?? "b") + c`
 	}
@@ -265,16 +148,15 @@ func resultType(node ast.Node) error {
 			return nil
 		}
 	}
-	what := "a value of type " + t.String()
-	switch t.Kind() {
-	case reflect.Slice, reflect.Array:
-		what = "a list"
-	case reflect.Map:
-		what = "a map"
-	case reflect.Func:
-		what = "a function"
+	return fmt.Errorf("gives %s; a field takes text, a number, true or false (pick one entry, or use join or toJSON)", typeWord(t))
+}
+
+// listType is resultType for a field that takes several texts.
+func listType(node ast.Node) error {
+	if t := node.Type(); t != nil && (t.Kind() == reflect.Slice || t.Kind() == reflect.Array) {
+		return nil
 	}
-	return fmt.Errorf("gives %s; a field takes text, a number, true or false (pick one entry, or use join or toJSON)", what)
+	return resultType(node)
 }
 
 // simplePart finds the forms that never enter the machine.
@@ -316,19 +198,38 @@ func simplePart(node ast.Node, s *side) (part, bool) {
 	return part{}, false
 }
 
-func (p *program) eval(s scope) (string, bool, *valueError) {
-	env := make(map[string]any, len(p.idents))
+// machine runs expressions, one at a time. It is kept with a scope, since making one
+// costs as much as running a small expression.
+type machine struct {
+	vm  vm.VM
+	env map[string]any
+}
+
+// run gives the expression's value.
+func (p *program) run(s scope) (any, *valueError) {
+	m := s.machine()
+	if m.env == nil {
+		m.env, m.vm.MemoryBudget = make(map[string]any, 8), memoryBudget
+	}
+	clear(m.env)
 	for _, id := range p.idents {
 		v, err := s.name(id)
 		if err != nil {
-			return "", false, &valueError{ReasonExpression, fmt.Errorf("{%s}: %w", p.src, err)}
+			return nil, &valueError{ReasonExpression, fmt.Errorf("{%s}: %w", p.src, err)}
 		}
-		env[id] = v
+		m.env[id] = v
 	}
-	machine := vm.VM{MemoryBudget: memoryBudget}
-	v, err := machine.Run(p.prog, env)
+	v, err := m.vm.Run(p.prog, m.env)
 	if err != nil {
-		return "", false, &valueError{ReasonExpression, fmt.Errorf("{%s}: %s", p.src, runError(err))}
+		return nil, &valueError{ReasonExpression, fmt.Errorf("{%s}: %s", p.src, runError(err))}
+	}
+	return v, nil
+}
+
+func (p *program) eval(s scope) (string, bool, *valueError) {
+	v, verr := p.run(s)
+	if verr != nil {
+		return "", false, verr
 	}
 	text, ok, err := valueText(v)
 	if err != nil {
@@ -370,106 +271,4 @@ func runError(err error) string {
 		return fmt.Sprintf("at character %d: is %s, not %s", fe.Column+1, m[1], m[2])
 	}
 	return fmt.Sprintf("at character %d: failed on the values of this message", fe.Column+1)
-}
-
-// valueText writes a result as a text; false for nil.
-func valueText(v any) (string, bool, error) {
-	switch v := v.(type) {
-	case nil:
-		return "", false, nil
-	case string:
-		return v, true, nil
-	case bool:
-		return strconv.FormatBool(v), true, nil
-	case int:
-		return strconv.Itoa(v), true, nil
-	case int64:
-		return strconv.FormatInt(v, 10), true, nil
-	case uint64:
-		return strconv.FormatUint(v, 10), true, nil
-	case float64:
-		return floatText(v)
-	case time.Time:
-		return v.Format(time.RFC3339Nano), true, nil
-	case []byte:
-		return "", false, errors.New("gives bytes; a field takes text, a number, true or false")
-	}
-	switch r := reflect.ValueOf(v); r.Kind() {
-	case reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int: // such as time.Month
-		return strconv.FormatInt(r.Int(), 10), true, nil
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32:
-		return strconv.FormatUint(r.Uint(), 10), true, nil
-	case reflect.Float32:
-		return floatText(r.Float())
-	case reflect.Slice, reflect.Array:
-		return "", false, errors.New("gives a list; a field takes text, a number, true or false (pick one entry, or use join or toJSON)")
-	case reflect.Map:
-		return "", false, errors.New("gives an object; a field takes text, a number, true or false (pick one entry, or use toJSON)")
-	}
-	return "", false, fmt.Errorf("gives a value of type %T; a field takes text, a number, true or false", v)
-}
-
-// floatText writes the shortest text that reads back the same, in JSON's style.
-func floatText(f float64) (string, bool, error) {
-	if math.IsNaN(f) || math.IsInf(f, 0) {
-		return "", false, errors.New("is not a finite number")
-	}
-	format := byte('f')
-	if abs := math.Abs(f); abs != 0 && (abs < 1e-6 || abs >= 1e21) {
-		format = 'e'
-	}
-	text := strconv.FormatFloat(f, format, -1, 64)
-	if format == 'e' { // e-07 becomes e-7, as in JSON
-		text = strings.Replace(text, "e-0", "e-", 1)
-	}
-	return text, true, nil
-}
-
-// decodeJSON decodes one JSON value with integers kept as integers.
-func decodeJSON(b []byte) (any, error) {
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.UseNumber()
-	var v any
-	err := d.Decode(&v)
-	if err == nil {
-		if _, more := d.Token(); more != io.EOF {
-			err = errors.New("more after the value")
-		}
-	}
-	if err != nil {
-		// The decoder's text quotes the payload.
-		return nil, fmt.Errorf("not valid JSON near byte %d", d.InputOffset())
-	}
-	return plainNumbers(v), nil
-}
-
-func plainNumbers(v any) any {
-	switch v := v.(type) {
-	case json.Number:
-		return plainNumber(v)
-	case map[string]any:
-		for k, e := range v {
-			v[k] = plainNumbers(e)
-		}
-	case []any:
-		for i, e := range v {
-			v[i] = plainNumbers(e)
-		}
-	}
-	return v
-}
-
-func plainNumber(n json.Number) any {
-	s := string(n)
-	if !strings.ContainsAny(s, ".eE") {
-		if i, err := strconv.Atoi(s); err == nil {
-			return i
-		}
-		return s // beyond 64 bits a float would change the digits
-	}
-	f, err := strconv.ParseFloat(s, 64)
-	if err != nil {
-		return s
-	}
-	return f
 }

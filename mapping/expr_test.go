@@ -116,7 +116,7 @@ func TestExpressionErrorsAtLoad(t *testing.T) {
 		`{"a}`:                                `unclosed " within`,
 		"{}":                                  "nothing between the braces",
 		"{ }":                                 "nothing between the braces",
-		"{unknown}":                           "unknown name unknown; known here: device, header, json, payload, sequence, site, stream, subject, time, verb",
+		"{unknown}":                           "unknown name unknown; known here: cloudevent, device, header, json, payload, sequence, site, stream, subject, target, time, verb",
 		"{site +}":                            "unexpected token",
 		"{site + 1}":                          "mismatched types string and int",
 		`{header["A"] ?? "b" + "c"}`:          "parenthesise",
@@ -126,10 +126,11 @@ func TestExpressionErrorsAtLoad(t *testing.T) {
 		`{ {"a":1} }`:                         "gives a map",
 		"{upper}":                             "gives a function",
 		"{header}":                            "gives a map",
-		"{now()}":                             "unknown name now",
-		`{date("2024-01-01")}`:                "unknown name date",
-		`{repeat(site, 10)}`:                  "unknown name repeat",
-		`{keys(header)[0]}`:                   "unknown name keys",
+		"{now()}":                             "unknown function now()",
+		`{date("2024-01-01")}`:                "unknown function date()",
+		`{repeat(site, 10)}`:                  "unknown function repeat()",
+		"{toJSON(now())}":                     "unknown function now()",
+		`{keys(header)[0]}`:                   "unknown function keys()",
 		`{reduce(1..3, # + #acc)}`:            "reduce() is not available",
 		`{$env["site"]}`:                      "$env is not available",
 		`{map(1..9, map(1..9, #))[0][0]}`:     "a loop within a loop",
@@ -158,7 +159,7 @@ func TestFastFormsStayOutOfTheMachine(t *testing.T) {
 	p, err := parsePattern("c.{site}.{device}")
 	require.NoError(t, err)
 	for _, src := range []string{"site", `header["X"]`, `header.X`, "subject", "stream", "payload", `header["X"] ?? "d"`, `header["X"] ?? header["Y"] ?? site`} {
-		c, err := compileExpr(src, cloudSide(p))
+		c, err := compileExpr(src, cloudSide(p, TableOptions{}), resultType)
 		require.NoError(t, err)
 		require.Nil(t, c.prog.prog, src)
 	}

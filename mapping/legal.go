@@ -16,6 +16,7 @@ const (
 	classID                       // device and message IDs (IoT Hub developer guide, "Identity registry", "Create and read IoT Hub messages")
 	classProp                     // the hub's documented set for names and values of properties (same place)
 	classHeader                   // names of NATS headers as nats.go accepts them
+	classURL                      // RFC 3986's unreserved
 	classText                     // ASCII without control characters
 )
 
@@ -28,6 +29,7 @@ var classes = func() (t [256]class) {
 	}
 	mark(classToken, alnum+"_-")
 	mark(classItem, alnum+"_.-")
+	mark(classURL, alnum+"-._~")
 	mark(classID, alnum+"-:.+%_#*?!(),=@;$'")
 	mark(classProp, alnum+"!#$%&'*+-.^_`|~")
 	for b := ' '; b <= '~'; b++ {

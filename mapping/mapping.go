@@ -50,7 +50,7 @@ type Envelope struct {
 	ContentEncoding string
 	ExpiresAt       time.Time // zero: the hub's default
 	Ack             Ack
-	Properties      []Property // application properties, names unique
+	Properties      []Property // application properties, names unique; the envelopes of a group may share them: read only
 	Body            []byte
 
 	// The rest is for the delivery and does not travel.
@@ -58,7 +58,7 @@ type Envelope struct {
 	SendBy    time.Time // max_age: not to be sent later than this; zero: no bound but ExpiresAt
 	Priority  int       // the route's; higher goes first
 	Unordered bool      // order: none
-	Coalesce  string    // the key of coalesce: a newer message of the same device and key replaces this one while it waits; "": none
+	Coalesce  string    // the key of coalesce, with the route's name before it: a newer message of the same device and key replaces this one while it waits; "": none
 	Receipts  bool      // receipts were asked for: by the route, by Ack, or by ReplyTo
 	ReplyTo   string    // where the outcome is answered; "": nowhere
 	Wait      string    // which outcome is answered: accepted ("" too) or completed
@@ -92,13 +92,17 @@ type Reason string
 const (
 	ReasonAbsent       Reason = "absent"         // a value that must be there is nil
 	ReasonExpression   Reason = "bad-expression" // an expression failed on this message
-	ReasonNotAllowed   Reason = "not-allowed"    // device not in the route's allow list, or subject not in allow_subjects
+	ReasonNotAllowed   Reason = "not-allowed"    // device not among those that the route allows, or subject not in allow_subjects
 	ReasonBadDevice    Reason = "bad-device"     // not a legal device ID
 	ReasonBadProperty  Reason = "bad-property"   // a property the hub cannot carry
 	ReasonBadMessageID Reason = "bad-message-id" // a system property the hub cannot carry
 	ReasonBadSubject   Reason = "bad-subject"    // the relay's template yields no legal subject
 	ReasonTooLarge     Reason = "too-large"      // over 64 KB by the hub's way of counting
 	ReasonLoop         Reason = "loop"           // already came through this bridge
+	ReasonBadHeader    Reason = "bad-header"     // a Downlink-TTL or Downlink-Wait that cannot be read, or not be kept
+	ReasonUnknownHub   Reason = "unknown-hub"    // the route's hub expression names none of the hubs
+	ReasonManyDevices  Reason = "too-many-devices"
+	ReasonNoDevices    Reason = "no-devices" // why a message to an empty group is dropped
 )
 
 // RouteError says why one message cannot be mapped by one route. Error reads
@@ -116,13 +120,16 @@ func (e *RouteError) Error() string {
 
 func (e *RouteError) Unwrap() error { return e.Err }
 
-// Result is what one matching route makes of one Input: exactly one of
-// Envelope, Drop and Err is set.
+// Result is what one matching route makes of one Input for one device: exactly
+// one of Envelope, Drop and Err is set.
 type Result struct {
 	Route    string
+	Device   string // as far as known; what makes one result of a group unlike the others
 	Envelope *Envelope
-	Drop     string // the reason given in the route; "loop" for a message that came through this bridge before
-	Err      *RouteError
+	// Drop is the reason given in the route; "loop" for a message that came through this bridge before, "no-devices" for one
+	// to an empty group.
+	Drop string
+	Err  *RouteError
 }
 
 // C2D is one cloud-to-device message as the device received it, decoded from the

@@ -33,15 +33,12 @@ func headerValue(h map[string][]string, name string) (string, bool) {
 
 // propRule is one compiled entry of a route's properties.
 type propRule struct {
-	index   int    // in the configuration
+	field   string // its place, for messages
 	name    string // explicit
 	value   *template
 	headers string // or a pattern of headers to copy
 	strip   string
 }
-
-// field is the rule's place for errors.
-func (p *propRule) field() string { return fmt.Sprintf("properties[%d].value", p.index) }
 
 type illegalAction uint8
 
@@ -151,7 +148,7 @@ func (b *bag) addTrace(h map[string][]string, explicit []string) {
 func (b *bag) setRule(p *propRule, s scope, illegal illegalAction) *RouteError {
 	v, ok, err := p.value.eval(s)
 	if err != nil {
-		return &RouteError{Field: p.field(), Reason: err.reason, Err: err.err}
+		return &RouteError{Field: p.field + ".value", Reason: err.reason, Err: err.err}
 	}
 	if !ok {
 		return nil
@@ -168,7 +165,7 @@ func (b *bag) setRule(p *propRule, s scope, illegal illegalAction) *RouteError {
 			b.enc.add(p.name, false)
 		}
 	default:
-		return &RouteError{Field: p.field(), Reason: ReasonBadProperty,
+		return &RouteError{Field: p.field + ".value", Reason: ReasonBadProperty,
 			Err: fmt.Errorf("property %q has %s at byte %d; illegal_values: encode carries it encoded, omit leaves it out", p.name, what, at+1)}
 	}
 	return nil

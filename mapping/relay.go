@@ -220,7 +220,10 @@ type received struct {
 	seq      string
 	via      string
 	original string
+	m        machine
 }
+
+func (r *received) machine() *machine { return &r.m }
 
 func readC2D(c *C2D) *received {
 	r := &received{c: c, props: make([]Property, 0, len(c.Properties))}

@@ -12,6 +12,10 @@ type Route struct {
 	Name string `yaml:"name"`
 	// Subject is a NATS subject; "{x}" captures one token and "{x...}" the rest, "*" and ">" match without a name.
 	Subject string `yaml:"subject"`
+	// When is an expression, without braces, that must be true for the route to take the message, such as 'header["X-Kind"] == "urgent"'. Nil is not true; one that fails makes a dead letter.
+	When string `yaml:"when"`
+	// Default makes the route one for the rest: it takes what no other route took, wherever it stands. Its subject may be left out if it has a stream: everything there.
+	Default bool `yaml:"default"`
 	// Stream takes only messages of this JetStream stream: at least once.
 	Stream string `yaml:"stream"`
 	// Source is "core" to take messages from core NATS: at most once, unless the publisher makes a request. A route that
@@ -21,14 +25,28 @@ type Route struct {
 	Drop string `yaml:"drop"`
 	// Also goes on to later routes after this one matched.
 	Also bool `yaml:"also"`
-	// Hub names the hub to send to. Default: the first.
+	// Hub names the hub to send to, as text or as an expression such as '{lookup("hubs", target) ?? "main"}'. Default: the first.
 	Hub string `yaml:"hub"`
 	// Device is the device ID's template, such as "{site}-{device}".
 	Device string `yaml:"device"`
-	// Allow lists the devices the route may reach, as patterns with "*" for any run of characters. Required when device depends on a header or the payload.
+	// Devices sends to several devices instead of one: an expression that gives a list, such as '{group("pumps")}' or '{json.targets}', or a text with commas between device IDs. At most 100,000; one named twice gets the message once.
+	Devices string `yaml:"devices"`
+	// Allow lists the devices the route may reach, as patterns with "*" for any run of characters. Required when device, or devices, depends on a header or the payload.
 	Allow []string `yaml:"allow"`
+	// Priority orders what is ready to be sent: higher goes first. It never changes the order of one device's messages.
+	Priority int `yaml:"priority"`
+	// Order is device (default: the messages of one device go one after the other) or none (they may overtake each other).
+	Order string `yaml:"order"`
+	// Coalesce is the template of a key: while a message waits, a newer one of the same route, device and key takes its place. A plain word such as latest is one key for all of the route's messages; an expression that is nil leaves this message alone.
+	Coalesce string `yaml:"coalesce"`
+	// Receipts publishes a receipt of each message's fate, also without ack.
+	Receipts bool `yaml:"receipts"`
+	// Deny lists devices that the route never reaches, as patterns like those of allow, which it goes before.
+	Deny []string `yaml:"deny"`
 	// Message sets the system properties.
 	Message MessageRule `yaml:"message"`
+	// Use names templates whose properties the route sets before its own; the route's own entry of a name goes before a template's.
+	Use []string `yaml:"use"`
 	// Properties sets the application properties, in order.
 	Properties []PropertyRule `yaml:"properties"`
 	// IllegalValues says what happens to an explicit property's value that the hub or NATS cannot carry as it is: encode, omit or dead (default). Copies by pattern always encode.
@@ -49,8 +67,10 @@ type MessageRule struct {
 	ContentType string `yaml:"content_type"`
 	// ContentEncoding is the content encoding's template, such as utf-8.
 	ContentEncoding string `yaml:"content_encoding"`
-	// TTL counts from the source message's timestamp; at most 48h. Zero: the hub's default.
+	// TTL counts from the source message's timestamp; at most 48h. Zero: the hub's default. A publisher's Downlink-TTL header takes its place.
 	TTL time.Duration `yaml:"ttl"`
+	// MaxAge is how old a message may be when it is sent, by the source message's timestamp; an older one has expired. Zero: no bound but ttl.
+	MaxAge time.Duration `yaml:"max_age"`
 	// Ack is none (default), positive, negative or full.
 	Ack string `yaml:"ack"`
 }
@@ -67,12 +87,26 @@ type PropertyRule struct {
 	Strip string `yaml:"strip"`
 }
 
+// Template is a set of properties that routes share by use.
+type Template struct {
+	// Name is what use calls it.
+	Name string `yaml:"name"`
+	// Properties are compiled for each route that uses them, so they may name captures that these have.
+	Properties []PropertyRule `yaml:"properties"`
+}
+
 // TableOptions is what a Table must know beyond its routes.
 type TableOptions struct {
 	// Name is the bridge's name, for Downlink-Via and the loop check. Default: downlink.
 	Name string
 	// Hubs lists the hubs in order; the first is the default.
 	Hubs []HubOptions
+	// Templates are what routes may use.
+	Templates []Template
+	// LookupNames are the tables that expressions may name.
+	LookupNames []string
+	// Lookups has their values. Nil: every key is absent.
+	Lookups Lookups
 	// Rand is where the message IDs of core NATS messages come from. Nil: crypto/rand.
 	Rand io.Reader
 }

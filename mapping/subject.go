@@ -33,6 +33,7 @@ type pattern struct {
 	tokens   []token
 	captures []capture
 	filter   string // the NATS subject it subscribes to
+	source   string // as written
 }
 
 // Subject returns the NATS subject of a route's subject: its captures as
@@ -48,7 +49,7 @@ func Subject(template string) (string, error) {
 // subjectNames are the names that expressions have on the cloud side beside the captures.
 var subjectNames = map[string]bool{
 	"subject": true, "header": true, "payload": true, "json": true,
-	"stream": true, "sequence": true, "time": true,
+	"stream": true, "sequence": true, "time": true, "target": true, "cloudevent": true,
 }
 
 // keywords of the expression language.
@@ -61,7 +62,7 @@ func parsePattern(s string) (*pattern, error) {
 	if s == "" {
 		return nil, errors.New(`is empty; a NATS subject such as "cmd.{site}.{device}.>" is needed`)
 	}
-	p := &pattern{}
+	p := &pattern{source: s}
 	parts, err := splitPattern(s)
 	if err != nil {
 		return nil, err
@@ -209,24 +210,6 @@ func splitSubject(s string, offs []int) []int {
 	return append(offs, len(s)+1)
 }
 
-func (p *pattern) match(s string, offs []int) bool {
-	n := len(offs) - 1
-	if n < len(p.tokens) {
-		return false
-	}
-	for i := range p.tokens {
-		switch t := &p.tokens[i]; t.kind {
-		case tokenRest:
-			return true
-		case tokenText:
-			if s[offs[i]:offs[i+1]-1] != t.text {
-				return false
-			}
-		}
-	}
-	return n == len(p.tokens)
-}
-
 // capture returns what capture i took of a subject that matches.
 func (p *pattern) capture(i int, s string, offs []int) string {
 	c := &p.captures[i]
@@ -242,6 +225,8 @@ func SubjectToken(s string) string {
 	return percentEncode(s, classToken)
 }
 
+const inboxPrefix = "_INBOX."
+
 // ownSubjects are the first two tokens of what a bridge publishes itself.
 var ownSubjects = []string{"receipt", "dead", "mailbox"}
 
@@ -249,7 +234,7 @@ var ownSubjects = []string{"receipt", "dead", "mailbox"}
 // itself: $SYS, $JS and the like, inboxes, and our receipts, dead letters and
 // mailbox. A wildcard that took them would feed a core route with our own traffic.
 func reserved(subject, name string) bool {
-	if strings.HasPrefix(subject, "$") || strings.HasPrefix(subject, "_INBOX.") {
+	if strings.HasPrefix(subject, "$") || strings.HasPrefix(subject, inboxPrefix) {
 		return true
 	}
 	rest, ok := strings.CutPrefix(subject, name)

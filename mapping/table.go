@@ -1,6 +1,7 @@
 package mapping
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,32 +12,44 @@ import (
 type Table struct {
 	name     string
 	routes   []*route            // all, in order
-	bySource map[string][]*route // what a stream's messages ("": core NATS) may match, in order
-	anywhere []*route            // what messages of any other stream may match: drops that name no source
-	random   randomID
-	scopes   sync.Pool
+	sources  map[string]*matcher // what a stream's messages ("": core NATS) may match
+	anywhere *matcher            // what messages of any other stream may match: drops that name no source
+	hubs     map[string]HubOptions
+
+	templates []string // names, for warnings
+	random    randomID
+	scopes    sync.Pool
 }
 
 // route is a Route, compiled.
 type route struct {
-	name     string
-	pattern  *pattern
-	stream   string
-	core     bool
-	drop     string
-	also     bool
-	hub      string
-	device   *template
-	allow    []string
-	fields   [5]systemField
-	ttl      bool
-	rule     *Route
-	ack      Ack
-	props    []propRule
-	explicit []string // names of the explicit properties
-	illegal  illegalAction
-	relay    bool // envelope: relay
-	charset  bool // the hub's documented one only
+	name      string
+	bridge    string // the bridge's name
+	pattern   *pattern
+	literal   string // what all its subjects begin with
+	stream    string
+	core      bool
+	drop      string
+	also      bool
+	rest      bool       // default: for what no other route took
+	when      *condition // nil: always
+	hub       string
+	chooseHub *template // or an expression
+	device    *template
+	devices   *template // or several
+	perTarget bool      // something but the device depends on target
+	allow     []string
+	deny      []string
+	fields    [len(fieldNames)]*template // nil: not set
+	rule      *Route
+	ack       Ack
+	unordered bool
+	coalesce  *template // nil: not coalesced
+	props     []propRule
+	explicit  []string // names of the explicit properties
+	illegal   illegalAction
+	relay     bool // envelope: relay
+	charset   bool // the hub's documented one only
 }
 
 // The system properties that a template sets.
@@ -48,10 +61,7 @@ const (
 	fieldContentEncoding
 )
 
-type systemField struct {
-	field string
-	t     *template // nil: not set
-}
+var fieldNames = [...]string{"message.message_id", "message.correlation_id", "message.user_id", "message.content_type", "message.content_encoding"}
 
 // cloudScope is one message as templates see it.
 type cloudScope struct {
@@ -62,11 +72,17 @@ type cloudScope struct {
 	json    any
 	decoded bool
 	jsonErr error
+	m       machine
+	asking  bool   // a condition is being evaluated
+	target  string // the device that is sent to
 }
 
 func (s *cloudScope) reset() {
-	*s = cloudScope{offs: s.offs[:0]}
+	clear(s.m.env) // the message is the caller's again
+	*s = cloudScope{offs: s.offs[:0], m: s.m}
 }
+
+func (s *cloudScope) machine() *machine { return &s.m }
 
 func (s *cloudScope) ref(r *ref) (string, bool) {
 	switch r.kind {
@@ -80,6 +96,10 @@ func (s *cloudScope) ref(r *ref) (string, bool) {
 		return s.in.Stream, s.in.Stream != ""
 	case refPayload:
 		return string(s.in.Payload), true
+	case refTarget:
+		return s.target, true
+	case refEvent:
+		return eventAttribute(s.in.Header, r.name)
 	}
 	return "", false
 }
@@ -106,6 +126,9 @@ func (s *cloudScope) name(id string) (any, error) {
 			s.decoded = true
 		}
 		if s.jsonErr != nil {
+			if s.asking { // whether the payload is JSON may be the question
+				return nil, nil
+			}
 			return nil, fmt.Errorf("payload is %w", s.jsonErr)
 		}
 		return s.json, nil
@@ -118,6 +141,10 @@ func (s *cloudScope) name(id string) (any, error) {
 		return int(s.in.Sequence), nil
 	case "time":
 		return s.in.Time.UTC(), nil
+	case "target":
+		return s.target, nil
+	case "cloudevent":
+		return event(s.in.Header), nil
 	}
 	for i := range s.pattern.captures {
 		if s.pattern.captures[i].name == id {
@@ -129,13 +156,14 @@ func (s *cloudScope) name(id string) (any, error) {
 
 // Map returns what each matching route makes of the message, in order: the
 // first match, and after a route with also: true the next one too. It returns
-// nothing if no route takes the message. The envelopes' Body aliases in.Payload.
+// nothing if no route takes the message. A route with devices gives one result a
+// device, and one alone if it has none. The envelopes' Body aliases in.Payload.
 func (t *Table) Map(in *Input) []Result {
-	routes, ok := t.bySource[in.Stream]
-	if !ok {
-		routes = t.anywhere
+	m := t.sources[in.Stream]
+	if m == nil {
+		m = t.anywhere
 	}
-	if len(routes) == 0 || reserved(in.Subject, t.name) {
+	if reserved(in.Subject, t.name) {
 		return nil
 	}
 	s, _ := t.scopes.Get().(*cloudScope)
@@ -144,28 +172,73 @@ func (t *Table) Map(in *Input) []Result {
 	}
 	s.in = in
 	s.offs = splitSubject(in.Subject, s.offs[:0])
-	var results []Result
-	for _, r := range routes {
-		if !r.pattern.match(in.Subject, s.offs) {
-			continue
-		}
-		s.pattern = r.pattern
-		if r.drop != "" {
-			results = append(results, Result{Route: r.name, Drop: r.drop})
-			break
-		}
-		m := &mapped{}
-		if results == nil {
-			results = m.results[:0]
-		}
-		results = append(results, t.one(r, s, m))
-		if !r.also {
-			break
-		}
+	results := t.walk(&m.main, s)
+	if len(results) == 0 {
+		results = t.walk(&m.rest, s)
 	}
 	s.reset()
 	t.scopes.Put(s)
 	return results
+}
+
+// walk applies the routes that take the message, until one that does not say also.
+func (t *Table) walk(routes *trie, s *cloudScope) []Result {
+	var results []Result
+	for i := int32(-1); ; {
+		if i = routes.next(s.in.Subject, s.offs, i); i == noRoute {
+			return results
+		}
+		r := t.routes[i]
+		s.pattern = r.pattern
+		takes, err := r.takes(s)
+		switch {
+		case err != nil:
+			results = append(results, t.undecided(r, s, err))
+		case takes:
+			results = t.apply(r, s, results)
+		default:
+			continue
+		}
+		if !r.also {
+			return results
+		}
+	}
+}
+
+// takes reports whether the route's condition holds.
+func (r *route) takes(s *cloudScope) (bool, *RouteError) {
+	if r.when == nil {
+		return true, nil
+	}
+	ok, err := r.when.holds(s)
+	if err != nil {
+		return false, &RouteError{Route: r.name, Field: "when", Reason: err.reason, Err: err.err}
+	}
+	return ok, nil
+}
+
+// undecided is what becomes of a message whose condition failed. To go on to a later
+// route would send it where it may not belong.
+func (t *Table) undecided(r *route, s *cloudScope, err *RouteError) Result {
+	if cameThrough(s.in.Header, t.name) {
+		return Result{Route: r.name, Drop: string(ReasonLoop)}
+	}
+	return Result{Route: r.name, Err: err}
+}
+
+// apply adds what a route that matches makes of the message.
+func (t *Table) apply(r *route, s *cloudScope, results []Result) []Result {
+	switch {
+	case r.drop != "":
+		return append(results, Result{Route: r.name, Drop: r.drop})
+	case r.devices != nil:
+		return t.several(r, s, results)
+	}
+	m := &mapped{}
+	if results == nil {
+		results = m.results[:0]
+	}
+	return append(results, t.one(r, s, m))
 }
 
 // mapped is what nearly every message needs, in one allocation.
@@ -176,44 +249,68 @@ type mapped struct {
 }
 
 func (t *Table) one(r *route, s *cloudScope, m *mapped) Result {
-	if cameThrough(s.in.Header, t.name) {
-		return Result{Route: r.name, Drop: string(ReasonLoop)}
+	res := Result{Route: r.name}
+	if res.Drop, res.Err = t.before(r, s); res.Drop != "" || res.Err != nil {
+		return res
 	}
-	if err := t.fill(&m.envelope, m.props[:0], r, s); err != nil {
-		err.Route = r.name
-		return Result{Route: r.name, Err: err}
+	var err *RouteError
+	if res.Device, err = r.deviceID(s); err == nil {
+		err = t.fill(&m.envelope, m.props[:0], r, s, res.Device)
 	}
-	return Result{Route: r.name, Envelope: &m.envelope}
+	if err != nil {
+		return r.failed(res, err)
+	}
+	res.Envelope = &m.envelope
+	return res
 }
 
-// fill makes the envelope; props is empty room for its properties.
-func (t *Table) fill(e *Envelope, props []Property, r *route, s *cloudScope) *RouteError {
+func (r *route) failed(res Result, err *RouteError) Result {
+	err.Route = r.name
+	res.Err = err
+	return res
+}
+
+// before finds what keeps a message from every device, before any expression looks at it.
+func (t *Table) before(r *route, s *cloudScope) (drop string, err *RouteError) {
+	if cameThrough(s.in.Header, t.name) {
+		return string(ReasonLoop), nil
+	}
+	if n := len(s.in.Payload); n > MaxMessageSize {
+		err = tooLarge(n)
+		err.Route = r.name
+	}
+	return "", err
+}
+
+// fill makes the envelope for a device; props is empty room for its properties.
+func (t *Table) fill(e *Envelope, props []Property, r *route, s *cloudScope, device string) *RouteError {
 	in := s.in
-	if len(in.Payload) > MaxMessageSize { // before any expression looks at it
-		return tooLarge(len(in.Payload))
-	}
-	device, err := r.deviceID(s)
-	if err != nil {
-		return err
-	}
+	s.target = device
 	e.Route, e.Hub, e.Device, e.Ack, e.Body = r.name, r.hub, device, r.ack, in.Payload
-	if r.ttl {
-		// The AMQP timestamp counts milliseconds (AMQP 1.0 §1.6.17).
-		e.ExpiresAt = in.Time.Add(r.rule.Message.TTL).Truncate(1e6).UTC()
+	documented := r.charset
+	if r.chooseHub != nil {
+		h, err := t.hub(r, s)
+		if err != nil {
+			return err
+		}
+		e.Hub, documented = h.Name, h.DocumentedCharset
+	}
+	if err := r.deliver(e, s); err != nil {
+		return err
 	}
 	id := ""
 	for i := range r.fields {
-		f := &r.fields[i]
-		if f.t == nil {
+		f := r.fields[i]
+		if f == nil {
 			continue
 		}
-		v, _, verr := f.t.eval(s)
+		v, _, verr := f.eval(s)
 		if verr != nil {
-			return &RouteError{Field: f.field, Reason: verr.reason, Err: verr.err}
+			return &RouteError{Field: fieldNames[i], Reason: verr.reason, Err: verr.err}
 		}
 		if i != fieldMessageID {
 			if what, at := illegalSystem(i, v); what != "" {
-				return &RouteError{Field: f.field, Reason: ReasonBadMessageID,
+				return &RouteError{Field: fieldNames[i], Reason: ReasonBadMessageID,
 					Err: fmt.Errorf("has %s at byte %d, which the hub cannot carry", what, at+1)}
 			}
 		}
@@ -236,7 +333,7 @@ func (t *Table) fill(e *Envelope, props []Property, r *route, s *cloudScope) *Ro
 	var original string
 	e.MessageID, original = legalMessageID(id)
 
-	b := bag{documented: r.charset, props: props}
+	b := bag{documented: documented, props: props}
 	for i := range r.props {
 		if p := &r.props[i]; p.value != nil {
 			if err := b.setRule(p, s, r.illegal); err != nil {
@@ -298,14 +395,45 @@ func (r *route) deviceID(s scope) (string, *RouteError) {
 	if !ok {
 		return "", &RouteError{Field: "device", Reason: ReasonAbsent, Err: r.device.parts[0].absent().err}
 	}
-	if err := checkDeviceID(id); err != nil {
-		return "", &RouteError{Field: "device", Reason: ReasonBadDevice, Err: err}
-	}
-	if len(r.allow) > 0 && !slices.ContainsFunc(r.allow, func(p string) bool { return glob(p, id) }) {
-		return "", &RouteError{Field: "device", Reason: ReasonNotAllowed,
-			Err: fmt.Errorf("%q is not in the route's allow list", id)}
+	if err := r.checkDevice("device", id); err != nil {
+		if err.Reason == ReasonBadDevice {
+			id = "" // it may be anything
+		}
+		return id, err
 	}
 	return id, nil
+}
+
+// checkDevice is what every device must pass, however it was chosen.
+func (r *route) checkDevice(field, id string) *RouteError {
+	if err := checkDeviceID(id); err != nil {
+		return &RouteError{Field: field, Reason: ReasonBadDevice, Err: err}
+	}
+	if !r.allowed(id) {
+		return &RouteError{Field: field, Reason: ReasonNotAllowed, Err: fmt.Errorf("%q is not among the devices that the route allows", id)}
+	}
+	return nil
+}
+
+func (r *route) allowed(id string) bool {
+	matches := func(p string) bool { return glob(p, id) }
+	return (len(r.allow) == 0 || slices.ContainsFunc(r.allow, matches)) && !slices.ContainsFunc(r.deny, matches)
+}
+
+// hub is the one that the route's expression chooses.
+func (t *Table) hub(r *route, s scope) (HubOptions, *RouteError) {
+	name, ok, verr := r.chooseHub.eval(s)
+	switch {
+	case verr != nil:
+		return HubOptions{}, &RouteError{Field: "hub", Reason: verr.reason, Err: verr.err}
+	case !ok:
+		return HubOptions{}, &RouteError{Field: "hub", Reason: ReasonAbsent, Err: r.chooseHub.parts[0].absent().err}
+	}
+	h, ok := t.hubs[name]
+	if !ok {
+		return HubOptions{}, &RouteError{Field: "hub", Reason: ReasonUnknownHub, Err: errors.New("names none of the configured hubs")}
+	}
+	return h, nil
 }
 
 func (t *Table) defaultID(r *route, in *Input) string {
@@ -316,7 +444,7 @@ func (t *Table) defaultID(r *route, in *Input) string {
 	} else {
 		b = appendDefaultID(b, in.Stream, in.Sequence, in.Time)
 	}
-	if r.also { // later routes may send this message too; one at most has no suffix
+	if r.also || r.devices != nil { // later routes may send this message too; one at most has no suffix
 		b = append(b, ':')
 		b = append(b, r.name...)
 	}
@@ -349,26 +477,12 @@ func via(values []string, name string) string {
 }
 
 // Subjects returns the NATS subjects of the routes for a stream ("": core NATS), in
-// order: those that name it, and the drops that name no source where they
+// order: those that name it, and then the drops that name no source where they
 // overlap one of those. Pass it to Cover for a consumer's filters.
 func (t *Table) Subjects(stream string) []string {
-	var named [][]string
-	for _, r := range t.bySource[stream] {
-		if r.core || r.stream != "" {
-			named = append(named, strings.Split(r.pattern.filter, "."))
-		}
+	m := t.sources[stream]
+	if m == nil {
+		return nil
 	}
-	var out []string
-	for _, r := range t.bySource[stream] {
-		if !r.core && r.stream == "" {
-			f := strings.Split(r.pattern.filter, ".")
-			if !slices.ContainsFunc(named, func(n []string) bool { return overlap(f, n) }) {
-				continue
-			}
-		}
-		if !slices.Contains(out, r.pattern.filter) {
-			out = append(out, r.pattern.filter)
-		}
-	}
-	return out
+	return m.subjects()
 }

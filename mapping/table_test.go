@@ -68,7 +68,7 @@ func TestMapTypicalRoute(t *testing.T) {
 		MessageID: "S:7:d877y8j69q87", CorrelationID: "c1", ContentType: "application/json",
 		ExpiresAt: time.Date(2025, 3, 4, 6, 6, 7, 891e6, time.UTC), Ack: AckFull,
 		Properties: []Property{{Name: "verb", Value: "motor.start"}, {Name: "B", Value: "1, 2"}, {Name: "User", Value: "ann"}},
-		Body:       []byte("go"),
+		Body:       []byte("go"), Receipts: true,
 	}, e)
 }
 
@@ -102,8 +102,8 @@ func TestRoutesInOrder(t *testing.T) {
 	require.Equal(t, "tests", table.Map(in)[0].Route)
 	require.Empty(t, table.Map(input("orders.new")))
 
-	require.Equal(t, []string{"cmd.test.>", "cmd.>", "cmd.*.go"}, table.Subjects("S"))
-	require.Equal(t, []string{"cmd.test.>", "cmd.>"}, table.Subjects(""))
+	require.Equal(t, []string{"cmd.>", "cmd.*.go", "cmd.test.>"}, table.Subjects("S"))
+	require.Equal(t, []string{"cmd.>", "cmd.test.>"}, table.Subjects(""))
 	require.Empty(t, table.Subjects("OTHER"))
 }
 

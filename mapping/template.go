@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/expr-lang/expr/ast"
 )
 
 // piece is a stretch of a template as scanned: text, or the source of an expression.
@@ -130,13 +132,28 @@ type scope interface {
 	ref(r *ref) (string, bool)
 	// name returns the value of a name for an expression.
 	name(ident string) (any, error)
+	// machine runs the expressions.
+	machine() *machine
 }
 
 // compileTemplate compiles a text for the names of one side.
 func compileTemplate(s string, side *side) (*template, error) {
+	return compileAs(s, side, resultType)
+}
+
+// compileList is compileTemplate for a field that is one text, or one expression that may give a list.
+func compileList(s string, side *side) (*template, error) {
+	return compileAs(s, side, listType)
+}
+
+func compileAs(s string, side *side, single func(ast.Node) error) (*template, error) {
 	pieces, err := scanTemplate(s)
 	if err != nil {
 		return nil, err
+	}
+	want := resultType
+	if len(pieces) == 1 {
+		want = single
 	}
 	t := &template{idents: map[string]bool{}}
 	for _, p := range pieces {
@@ -147,7 +164,7 @@ func compileTemplate(s string, side *side) (*template, error) {
 		if p.splice && !side.splice {
 			return nil, fmt.Errorf("{%s...}: the dots belong to a capture in subject; write {%s} here", p.text, p.text)
 		}
-		c, err := compileExpr(p.text, side)
+		c, err := compileExpr(p.text, side, want)
 		if err != nil {
 			return nil, fmt.Errorf("{%s}: %w", p.text, err)
 		}
@@ -222,4 +239,14 @@ func (p *part) eval(s scope) (string, bool, *valueError) {
 		return "", false, nil
 	}
 	return p.prog.eval(s)
+}
+
+// value is eval for a field that may be a list: what a single expression gives
+// stays as it is.
+func (t *template) value(s scope) (any, bool, *valueError) {
+	if len(t.parts) == 1 && t.parts[0].kind == partExpr {
+		v, err := t.parts[0].prog.run(s)
+		return v, v != nil, err
+	}
+	return t.eval(s)
 }

@@ -11,17 +11,26 @@ import (
 // routes, with paths as those of its errors.
 func (t *Table) Warnings() []*FieldError {
 	var all []*FieldError
+	used := map[string]bool{}
 	for i, r := range t.routes {
+		for _, name := range r.rule.Use {
+			used[name] = true
+		}
 		warn := func(field, format string, args ...any) {
 			all = append(all, &FieldError{Path: fmt.Sprintf("routes[%d].%s", i, field), Err: fmt.Errorf(format, args...)})
 		}
-		for j, earlier := range t.routes[:i] {
-			if earlier.shadows(r) {
-				warn("subject", "%q: no message ever gets here: routes[%d] (%s) takes all of them; put this route before it, or set also: true there", r.rule.Subject, j, earlier.name)
-				break
+		if j := t.shadow(int32(i)); j != noRoute {
+			earlier := t.routes[j]
+			what := fmt.Sprintf("no message ever gets here: routes[%d] (%s) takes all of them; put this route before it, or set also: true there", j, earlier.name)
+			if r.rest != earlier.rest {
+				what = fmt.Sprintf("no message ever gets here: routes[%d] (%s) takes all of them, and leaves nothing for a default", j, earlier.name)
 			}
+			warn("subject", "%q: %s", r.pattern.source, what)
 		}
 		m := &r.rule.Message
+		if m.MaxAge > 0 && m.TTL > 0 && m.MaxAge >= m.TTL {
+			warn("message.max_age", "%s changes nothing: ttl ends a message after %s", m.MaxAge, m.TTL)
+		}
 		for _, f := range [...]struct{ field, text string }{
 			{"message.message_id", m.MessageID}, {"message.correlation_id", m.CorrelationID},
 			{"message.user_id", m.UserID}, {"message.content_type", m.ContentType}, {"message.content_encoding", m.ContentEncoding},
@@ -39,14 +48,30 @@ func (t *Table) Warnings() []*FieldError {
 			}
 		}
 	}
+	for i, tmpl := range t.templates {
+		if !used[tmpl] {
+			all = append(all, &FieldError{Path: fmt.Sprintf("templates[%d].name", i), Err: fmt.Errorf("%q: no route uses it", tmpl)})
+		}
+	}
 	return all
 }
 
-// shadows reports whether r leaves nothing to a route behind it.
-func (r *route) shadows(later *route) bool {
-	everywhere := !r.core && r.stream == ""
-	return !r.also && (everywhere || r.core == later.core && r.stream == later.stream) &&
-		subset(strings.Split(later.pattern.filter, "."), strings.Split(r.pattern.filter, "."))
+// shadow is the route that leaves nothing to route i; noRoute if there is none.
+func (t *Table) shadow(i int32) int32 {
+	r := t.routes[i]
+	m := t.anywhere
+	if r.core || r.stream != "" {
+		m = t.sources[r.stream]
+	}
+	takesAll := func(j int32) bool { return !t.routes[j].also && t.routes[j].when == nil }
+	if !r.rest {
+		return m.main.cover(r.pattern, i, takesAll)
+	}
+	// A default route comes after all others, and one that goes on leaves it nothing either.
+	if j := m.main.cover(r.pattern, noRoute, func(j int32) bool { return t.routes[j].when == nil }); j != noRoute {
+		return j
+	}
+	return m.rest.cover(r.pattern, i, takesAll)
 }
 
 // Warnings are what CompileRelay found legal but hardly meant.

@@ -36,6 +36,7 @@ type App struct {
 	ops        *Ops
 	bridgeNATS *natsio.Options
 	relayNATS  *natsio.Options
+	lookups    <-chan struct{} // closed once the lookups are read; nil: there are none
 }
 
 // New builds everything, binds the listeners and starts the embedded NATS

@@ -17,10 +17,7 @@ const maxFilters = 256
 
 // buildBridge adds the cloud side: sources, engine, hubs and dead letters.
 func (a *App) buildBridge(c *config.Bridge) error {
-	table, err := mapping.Compile(c.MappingRoutes(), c.TableOptions())
-	if err != nil {
-		return err
-	}
+	var err error
 	if a.bridgeNATS, err = a.openNATS("bridge", c.Name, c.NATS); err != nil {
 		return err
 	}
@@ -30,6 +27,19 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	}
 	a.closers = append(a.closers, nats.Close)
 	a.checks = append(a.checks, nats.Ready)
+
+	tableOptions := c.TableOptions()
+	lookups, err := a.buildLookups(c, nats)
+	if err != nil {
+		return err
+	}
+	if lookups != nil {
+		tableOptions.Lookups = lookups
+	}
+	table, err := mapping.Compile(c.MappingRoutes(), tableOptions)
+	if err != nil {
+		return err
+	}
 
 	o := bridge.Options{
 		Mapper: table, DeadUnmatched: c.Unmatched == "dead", ShutdownGrace: a.options.Config.ShutdownGrace,
@@ -43,6 +53,11 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	if o.Sources, err = a.buildSources(c, table, nats); err != nil {
 		return err
 	}
+	if between := a.options.Source; between != nil {
+		for i, s := range o.Sources {
+			o.Sources[i] = between(s)
+		}
+	}
 	r, err := a.buildReceipts(c, nats)
 	if err != nil {
 		return err
@@ -50,6 +65,11 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	o.Receipts = r.store
 	if o.Hubs, err = a.buildHubs(c, r); err != nil {
 		return err
+	}
+	if between := a.options.Sender; between != nil {
+		for i := range o.Hubs {
+			o.Hubs[i].Sender = between(o.Hubs[i].Sender)
+		}
 	}
 	dead, err := natsio.NewDeadLetters(a.deadOptions(c, nats))
 	if err != nil {
@@ -65,7 +85,7 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	}
 	a.checks = append(a.checks, engine.Ready)
 	a.statuses["bridge"] = func() any { return engine.Status() }
-	a.parts.add(layerFlows, "bridge", engine.Run)
+	a.parts.add(layerFlows, "bridge", a.afterLookups(engine.Run))
 	return nil
 }
 
@@ -78,7 +98,7 @@ func (a *App) buildSources(c *config.Bridge, table *mapping.Table, nats *natsio.
 			return nil, err
 		}
 		a.checks = append(a.checks, s.Ready)
-		a.parts.add(layerClients, "source "+stream, s.Run)
+		a.parts.add(layerClients, "source "+stream, a.afterLookups(s.Run))
 		a.parts.add(layerFlows, "drain of "+stream, drained(s))
 		sources = append(sources, s)
 	}
@@ -90,7 +110,7 @@ func (a *App) buildSources(c *config.Bridge, table *mapping.Table, nats *natsio.
 		}
 		core := &coreGuard{conn: nats, source: s, subjects: subjects, routes: routesOf(c.Routes, ""), log: a.options.Logger}
 		a.checks = append(a.checks, core.Ready)
-		a.parts.add(layerClients, "source core", core.Run)
+		a.parts.add(layerClients, "source core", a.afterLookups(core.Run))
 		a.parts.add(layerFlows, "drain of core", drained(s))
 		sources = append(sources, s)
 	}
@@ -107,17 +127,9 @@ func drained(s interface{ Drain() }) func(context.Context) error {
 	}
 }
 
-// durable is the name of a bridge's consumers. Whoever looks at a stream sees whose they are.
-func durable(bridgeName string) string {
-	if bridgeName == "downlink" {
-		return bridgeName
-	}
-	return "downlink-" + bridgeName
-}
-
 func (a *App) sourceOptions(c *config.Bridge, table *mapping.Table, nats *natsio.Conn, stream string) natsio.SourceOptions {
 	o := natsio.SourceOptions{
-		Conn: nats, Stream: stream, Consumer: durable(c.Name), Filters: mapping.Cover(table.Subjects(stream), maxFilters),
+		Conn: nats, Stream: stream, Consumer: natsio.Durable(c.Name), Filters: mapping.Cover(table.Subjects(stream), maxFilters),
 		Routes: routesOf(c.Routes, stream), Logger: a.options.Logger,
 	}
 	for _, r := range c.Routes {

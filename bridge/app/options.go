@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"log/slog"
 
+	"downlink/bridge"
 	"downlink/bridge/config"
 )
 
@@ -14,6 +15,11 @@ type Options struct {
 	// EmbeddedHub is the embedded hub of this process, required if the
 	// configuration refers to one. The caller starts and stops it.
 	EmbeddedHub *EmbeddedHub
+	// Source and Sender, if set, put something between the engine and one of its sources or hubs, which
+	// they return: for programs that test the engine. What they return is safe for concurrent use as what
+	// they were given is, and a source that is bridge.Owned or bridge.Finisher stays so.
+	Source func(bridge.Source) bridge.Source
+	Sender func(bridge.Sender) bridge.Sender
 	// Version is shown in /status.
 	Version string
 }

@@ -4,7 +4,6 @@ package bridgetest
 
 import (
 	"context"
-	"io"
 	"net"
 	"strconv"
 	"sync"
@@ -15,6 +14,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
+
+	"downlink/bridge/tcplink"
 )
 
 // NATS is a nats-server with JetStream on a port of 127.0.0.1 and a store in the
@@ -128,115 +129,20 @@ func (n *NATS) CreateStreamFrom(t testing.TB, cfg jetstream.StreamConfig) jetstr
 	return s
 }
 
-// Link is a TCP relay in front of a server, to cut and to stall. Clients that
-// connect through it do not learn of the server behind it only as long as the
-// server does not advertise itself, which a single one does not.
-type Link struct {
-	listener net.Listener
-	target   string
-	wg       sync.WaitGroup
-
-	mu     sync.Mutex
-	refuse bool
-	pairs  map[*linkPair]struct{}
-	closed bool
-}
-
-type linkPair struct{ client, server net.Conn }
+// Link is a TCP relay in front of a server.
+type Link struct{ *tcplink.Link }
 
 // Link starts a relay in front of the server.
 func (n *NATS) Link(t testing.TB) *Link { return RunLink(t, n.Addr()) }
 
-// RunLink starts a relay to host:port.
+// RunLink starts a relay to host:port; it is closed with the test.
 func RunLink(t testing.TB, target string) *Link {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := tcplink.Listen(target)
 	require.NoError(t, err)
-	l := &Link{listener: ln, target: target, pairs: map[*linkPair]struct{}{}}
-	l.wg.Add(1)
-	go l.accept()
-	t.Cleanup(l.close)
-	return l
+	t.Cleanup(l.Close)
+	return &Link{l}
 }
 
-// URL is where clients connect to.
+// URL is where NATS clients connect to.
 func (l *Link) URL() string { return "nats://" + l.Addr() }
-
-// Addr is the relay's host:port.
-func (l *Link) Addr() string { return l.listener.Addr().String() }
-
-// Cut resets all connections, without a word in either direction. New ones are let through.
-func (l *Link) Cut() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for p := range l.pairs {
-		p.reset()
-	}
-}
-
-// Down cuts and refuses connections until Up.
-func (l *Link) Down() {
-	l.mu.Lock()
-	l.refuse = true
-	l.mu.Unlock()
-	l.Cut()
-}
-
-// Up lets connections through again.
-func (l *Link) Up() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.refuse = false
-}
-
-func (l *Link) close() {
-	l.mu.Lock()
-	l.closed = true
-	l.mu.Unlock()
-	_ = l.listener.Close()
-	l.Cut()
-	l.wg.Wait()
-}
-
-func (l *Link) accept() {
-	defer l.wg.Done()
-	for {
-		client, err := l.listener.Accept()
-		if err != nil {
-			return
-		}
-		l.wg.Go(func() { l.relay(client) })
-	}
-}
-
-func (l *Link) relay(client net.Conn) {
-	server, err := net.DialTimeout("tcp", l.target, 5*time.Second)
-	if err != nil {
-		_ = client.Close()
-		return
-	}
-	p := &linkPair{client, server}
-	l.mu.Lock()
-	if l.refuse || l.closed {
-		l.mu.Unlock()
-		p.reset()
-		return
-	}
-	l.pairs[p] = struct{}{}
-	l.mu.Unlock()
-	var wg sync.WaitGroup
-	wg.Go(func() { _, _ = io.Copy(server, client); p.reset() })
-	wg.Go(func() { _, _ = io.Copy(client, server); p.reset() })
-	wg.Wait()
-	l.mu.Lock()
-	delete(l.pairs, p)
-	l.mu.Unlock()
-}
-
-// reset closes both ends with RST, so that what is under way is lost as with a dead peer.
-func (p *linkPair) reset() {
-	for _, c := range []net.Conn{p.client, p.server} {
-		_ = c.(*net.TCPConn).SetLinger(0)
-		_ = c.Close()
-	}
-}

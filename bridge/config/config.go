@@ -54,6 +54,10 @@ type Bridge struct {
 	NATS NATS `yaml:"nats"`
 	// Hubs lists the IoT Hubs; the first is the default.
 	Hubs []Hub `yaml:"hubs"`
+	// Templates are sets of properties that routes share by use.
+	Templates []mapping.Template `yaml:"templates"`
+	// Lookups are the tables that routes read with lookup and group.
+	Lookups []Lookup `yaml:"lookups"`
 	// Routes are tried in order; the first match wins.
 	Routes []Route `yaml:"routes"`
 	// Unmatched is drop (default) or dead: what becomes of a message that no route takes.
@@ -172,6 +176,17 @@ type Entra struct {
 	Identity string `yaml:"identity"`
 	// Authority is where tokens come from when it is not Azure's public cloud, such as https://login.microsoftonline.us/.
 	Authority string `yaml:"authority"`
+}
+
+// Lookup is a table of values that expressions look up by a key: lookup("aliases", device) is nil for a key that is not
+// there. A value is a text or a list of texts.
+type Lookup struct {
+	// Name is what expressions call it. group(name) reads the one named groups, whose values are device IDs.
+	Name string `yaml:"name"`
+	// Bucket is a NATS KV bucket, watched. Its values are texts, or lists as JSON; what a key cannot have there is looked up as =XX.
+	Bucket string `yaml:"bucket"`
+	// File is a file of keys and values, read again when it changes: .yaml, .json, or .csv without a header line (key, value; more columns are a list). Exactly one of bucket and file.
+	File string `yaml:"file"`
 }
 
 // Route is a mapping route and how its stream is consumed.

@@ -40,6 +40,7 @@ var defaults = []defaultValue{
 	{path: "bridge.routes[].hub", doc: "the first hub"},
 	{path: "bridge.routes[].start", doc: "what another route of the stream says, or new"},
 	{path: "bridge.routes[].device_not_found", value: "dead"},
+	{path: "bridge.routes[].order", doc: "device"},
 	{path: "bridge.routes[].message.message_id", doc: "stream:sequence:time; random from core NATS"},
 	{path: "bridge.routes[].message.ttl", doc: "the hub's default"},
 	{path: "bridge.routes[].message.ack", doc: "none"},

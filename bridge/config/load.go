@@ -75,6 +75,7 @@ func LoadBytes(name string, b []byte, o LoadOptions) (*Config, error) {
 	if !o.SkipSecrets {
 		p.readSecrets(c, o.Side)
 		p.checkFiles(c, o.Side)
+		p.checkLookups(c, o.Side)
 	}
 	p.twins(c)
 	if err := p.err(); err != nil {
@@ -137,7 +138,7 @@ func decode(name string, b []byte) (*Config, *problems) {
 // resolve makes the file's relative paths relative to the file's folder.
 func (p *problems) resolve(c *Config) {
 	for _, text := range texts(c) {
-		if strings.HasSuffix(text.path, "_file") || strings.HasSuffix(text.path, ".store_dir") {
+		if path(text.path) {
 			*text.value = p.src.resolve(*text.value)
 		}
 	}

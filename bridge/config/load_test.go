@@ -87,7 +87,20 @@ func TestFull(t *testing.T) {
 
 	require.Equal(t, mapping.TableOptions{Name: "prod", Hubs: []mapping.HubOptions{
 		{Name: "main", DocumentedCharset: true}, {Name: "second"}, {Name: "third"},
+	}, LookupNames: []string{"groups", "aliases"}, Templates: []mapping.Template{
+		{Name: "common", Properties: []mapping.PropertyRule{{Name: "env", Value: "prod"}}},
 	}}, b.TableOptions())
+	require.Equal(t, []config.Lookup{{Name: "groups", Bucket: "device-groups"}, {Name: "aliases", File: "/etc/downlink/aliases.csv"}}, b.Lookups)
+	require.Equal(t, -1, route.Priority)
+	require.Equal(t, "none", route.Order)
+	require.Equal(t, "{site}", route.Coalesce)
+	require.True(t, route.Receipts)
+	require.Equal(t, 10*time.Minute, route.Message.MaxAge)
+	require.Equal(t, "{group(g)}", b.Routes[3].Devices)
+	require.Equal(t, `header["Kind"] != "test"`, route.When)
+	require.Equal(t, []string{"berlin-9"}, route.Deny)
+	require.Equal(t, []string{"common"}, route.Use)
+	require.True(t, b.Routes[4].Default)
 	require.Equal(t, b.Routes[1].Route, b.MappingRoutes()[1])
 	require.Equal(t, mapping.RelayOptions{Subject: "edge.{device}", AllowSubjects: []string{"cmd.>"}, Name: "pump-site"}, r.MappingOptions())
 }

@@ -11,11 +11,15 @@ func (b *Bridge) MappingRoutes() []mapping.Route {
 	return routes
 }
 
-// TableOptions returns what mapping must know beyond the routes.
+// TableOptions returns what mapping must know beyond the routes. The lookups'
+// values are the caller's to add.
 func (b *Bridge) TableOptions() mapping.TableOptions {
-	o := mapping.TableOptions{Name: b.Name}
+	o := mapping.TableOptions{Name: b.Name, Templates: b.Templates}
 	for _, h := range b.Hubs {
 		o.Hubs = append(o.Hubs, mapping.HubOptions{Name: h.Name, DocumentedCharset: h.PropertyCharset == "documented"})
+	}
+	for _, l := range b.Lookups {
+		o.LookupNames = append(o.LookupNames, l.Name)
 	}
 	return o
 }

@@ -71,6 +71,7 @@ func (p *problems) bridge(b *Bridge) {
 		}
 	}
 
+	p.lookups(b)
 	if len(b.Routes) == 0 {
 		p.addf("bridge.routes", "missing; without a route nothing is forwarded")
 	}
@@ -83,7 +84,7 @@ func (p *problems) bridge(b *Bridge) {
 		} else {
 			names[r.Name] = i
 		}
-		if _, ok := hubs[r.Hub]; !ok && r.Hub != "" {
+		if _, ok := hubs[r.Hub]; !ok && r.Hub != "" && !strings.Contains(r.Hub, "{") {
 			p.addf(at+".hub", "%s is none of the hubs; known: %s", show(r.Hub), strings.Join(hubNames(b), ", "))
 		}
 		p.route(at, r)
@@ -92,7 +93,10 @@ func (p *problems) bridge(b *Bridge) {
 	p.storage(&b.Storage)
 
 	for i := range b.Routes {
-		p.values("bridge.routes["+itoa(i)+"]", &b.Routes[i])
+		p.values("bridge.routes["+itoa(i)+"]", b.Routes[i].Properties)
+	}
+	for i := range b.Templates {
+		p.values("bridge.templates["+itoa(i)+"]", b.Templates[i].Properties)
 	}
 	table, err := mapping.Compile(b.MappingRoutes(), b.TableOptions())
 	if err == nil {
@@ -114,8 +118,8 @@ func (p *problems) bridge(b *Bridge) {
 }
 
 // values finds properties without a value: an empty one is said, not left out.
-func (p *problems) values(at string, r *Route) {
-	for i, rule := range r.Properties {
+func (p *problems) values(at string, rules []mapping.PropertyRule) {
+	for i, rule := range rules {
 		path := at + ".properties[" + itoa(i) + "]"
 		if rule.Name != "" && rule.Headers == "" && p.src.given(path+".name") && !p.src.given(path+".value") {
 			p.addf(path+".value", `missing; say where it comes from, such as value: "{verb}" or value: text (value: "" is an empty one)`)
@@ -171,17 +175,20 @@ func (p *problems) route(at string, r *Route) {
 	case r.Stream == "" && !core && r.Drop == "" && !p.has(at+".drop"):
 		p.addf(at, "neither stream nor source; add stream: NAME (at least once) or source: core (at most once)")
 	}
-	if r.Subject == "" {
+	if r.Subject == "" && !(r.Default && r.Stream != "") {
 		p.addf(at+".subject", "missing; say which messages the route takes, such as subject: \"cmd.{device}.>\"")
 	}
-	if r.Drop == "" && r.Device == "" && !p.has(at+".drop") {
-		p.addf(at+".device", "missing; say which device gets the message, such as device: \"{device}\" (or drop: REASON)")
+	if r.Drop == "" && r.Device == "" && r.Devices == "" && !p.has(at+".drop") && !p.has(at+".devices") {
+		p.addf(at+".device", "missing; say which device gets the message, such as device: \"{device}\" (or devices: for several, or drop: REASON)")
 	}
 	if r.Start != "" || p.src.given(at+".start") {
 		p.start(at+".start", r.Start)
 		p.needsStream(at+".start", r, r.Start != "")
 	}
 	p.needsStream(at+".create", r, r.Create)
+	if r.Create && r.Subject == "" && r.Default {
+		p.addf(at+".create", "needs a subject, which the stream is to hold")
+	}
 	p.oneOf(at+".device_not_found", r.DeviceNotFound, "dead", "retry")
 	if r.Drop != "" && p.src.given(at+".device_not_found") {
 		p.noneWith(at+".device_not_found", true, "drop")

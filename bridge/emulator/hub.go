@@ -26,6 +26,7 @@ import (
 	"downlink/bridge/emulator/feedback"
 	"downlink/bridge/emulator/httpd"
 	"downlink/bridge/emulator/identity"
+	"downlink/bridge/emulator/journal"
 	"downlink/bridge/emulator/mqttd"
 	"downlink/bridge/emulator/telemetry"
 	"downlink/bridge/emulator/throttle"
@@ -61,9 +62,12 @@ type Options struct {
 	Entra               *entra.Options   // whose Entra tokens services may use; its clock is Now. nil: none
 	Virtual             []virtual.Rule   // which devices are the hub's own; they must be registered
 	History             int              // how many messages Log remembers; 0: 65536
-	Faults              *fault.Injector  // nil: one of its own
-	Now                 func() time.Time // the clock of queues and tokens; nil: time.Now
-	Logger              *slog.Logger     // nil: discard
+	// Journal is a file that keeps what the hub accepts, so that the next hub with it goes on with the same
+	// queues and the feedback that was not read; "": queues end with the hub. One hub at a time may use it.
+	Journal string
+	Faults  *fault.Injector  // nil: one of its own
+	Now     func() time.Time // the clock of queues and tokens; nil: time.Now
+	Logger  *slog.Logger     // nil: discard
 }
 
 // Hub is a running hub. Safe for concurrent use.
@@ -85,6 +89,7 @@ type Hub struct {
 	amqp      *amqpd.Server
 	mqtt      *mqttd.Server
 	orders    *orders
+	journal   *journal.Journal // nil: none
 	endpoints []endpoint
 
 	wg     sync.WaitGroup
@@ -120,17 +125,20 @@ func Start(o Options) (*Hub, error) {
 		faults: o.Faults, log: o.Logger.With("component", "hub"), host: o.Hostnames[0],
 		telemetry: telemetry.NewLog(o.Telemetry), twins: twin.New(o.Now), listeners: map[string]net.Listener{},
 	}
+	before, err := h.openJournal(o)
+	if err != nil {
+		return nil, fmt.Errorf("hub: %w", err)
+	}
 	h.store = c2d.New(c2d.Options{
-		Rules: o.Rules, AnyDevice: o.AnyDevice, History: o.History, Now: o.Now, Outcome: h.ended,
+		Rules: o.Rules, Journal: h.kept(), AnyDevice: o.AnyDevice, History: o.History, Now: o.Now, Outcome: h.ended,
 		Changed: func(id string) { h.fleet.Consider(id) },
 	})
-	var err error
 	if h.fleet, err = virtual.New(virtual.Options{Store: h.store, Rules: o.Virtual, Logger: o.Logger}); err != nil {
-		return nil, fmt.Errorf("hub: %w", err)
+		return nil, errors.Join(fmt.Errorf("hub: %w", err), h.closeJournal())
 	}
 	o.Throttle.Now = o.Now
 	if h.throttle, err = throttle.New(o.Throttle); err != nil {
-		return nil, fmt.Errorf("hub: %w", err)
+		return nil, errors.Join(fmt.Errorf("hub: %w", err), h.closeJournal())
 	}
 	if o.Entra != nil {
 		with := *o.Entra
@@ -140,21 +148,24 @@ func Start(o Options) (*Hub, error) {
 		}
 	}
 	name, _, _ := strings.Cut(h.host, ".")
-	h.feedback = feedback.New(feedback.Options{Rules: o.Feedback, HubName: name, Alive: h.store.Alive, Now: o.Now})
-	if err := h.start(o); err != nil {
+	h.feedback = feedback.New(feedback.Options{Rules: o.Feedback, HubName: name, Alive: h.store.Alive, Done: h.told, Now: o.Now})
+	if err := h.start(o, before); err != nil {
 		for _, l := range h.listeners {
 			l.Close()
 		}
-		return nil, errors.Join(fmt.Errorf("hub: %w", err), h.removeTemp())
+		return nil, errors.Join(fmt.Errorf("hub: %w", err), h.closeJournal(), h.removeTemp())
 	}
 	return h, nil
 }
 
-func (h *Hub) start(o Options) error {
+func (h *Hub) start(o Options, before *journal.State) error {
 	for _, id := range o.Devices {
 		if _, err := h.store.Create(c2d.Device{ID: id}); err != nil {
 			return fmt.Errorf("device %q: %w", id, err)
 		}
+	}
+	if err := h.restore(before); err != nil {
+		return fmt.Errorf("journal: %w", err)
 	}
 	dir := o.DataDir
 	if dir == "" {
@@ -266,7 +277,7 @@ func (e *AddressError) Error() string { return e.text }
 
 // ended passes the end of a message on to feedback.
 func (h *Hub) ended(o c2d.Outcome) {
-	h.feedback.Add(feedback.Record{MessageID: o.MessageID, Device: o.Device, Generation: o.Generation, Status: o.Status, At: o.At})
+	h.feedback.Add(feedback.Record{MessageID: o.MessageID, Device: o.Device, Sequence: o.Sequence, Generation: o.Generation, Status: o.Status, At: o.At})
 }
 
 // fixedPort says what a port that could not be bound is needed for: those of the SDKs cannot be changed.
@@ -305,10 +316,10 @@ func (h *Hub) sweep(ctx context.Context) {
 }
 
 // Close ends all connections and returns when every goroutine has ended.
-// Queued messages are lost. Calling it again returns the same.
+// Queued messages are lost, unless there is a journal. Calling it again returns the same.
 func (h *Hub) Close() error {
 	h.close.Do(func() {
-		errs := make([]error, len(h.endpoints)+1)
+		errs := make([]error, len(h.endpoints)+2)
 		var closing sync.WaitGroup
 		for i, e := range h.endpoints {
 			closing.Go(func() { errs[i] = e.close() }) // at once: each may wait for its peers
@@ -317,7 +328,8 @@ func (h *Hub) Close() error {
 		h.orders.close()
 		h.cancel()
 		h.wg.Wait()
-		errs[len(h.endpoints)] = h.removeTemp()
+		errs[len(h.endpoints)] = h.closeJournal()
+		errs[len(h.endpoints)+1] = h.removeTemp()
 		h.err = errors.Join(errs...)
 		h.log.Info("hub closed")
 	})

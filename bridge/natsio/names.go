@@ -9,6 +9,14 @@ import (
 	"downlink/mapping"
 )
 
+// Durable is the name of the consumers of a bridge of this name. Whoever looks at a stream sees whose they are.
+func Durable(name string) string {
+	if name == "downlink" {
+		return name
+	}
+	return "downlink-" + name
+}
+
 // DeadStream is the stream that holds the dead letters of a bridge or relay of this name.
 func DeadStream(name string) string { return streamName(name) + "_DEAD" }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"downlink/bridge"
@@ -49,7 +50,20 @@ func ReadReceipts(ctx context.Context, c *Conn, f ReceiptFilter, each func(Store
 		}
 		return fmt.Errorf("stream %s: %w", stream, apiError(err))
 	}
-	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: []string{ReceiptSubject(f.Name, f.Hub, f.Device, f.Status)}}
+	subjects := []string{ReceiptSubject(f.Name, f.Hub, f.Device, f.Status)}
+	if !f.Follow {
+		err := c.scan(ctx, scanOptions{Stream: stream, Subjects: subjects, Since: f.Since}, func(m *storedMsg) (bool, error) {
+			if r, ok := parseReceipt(m.Header, m.Data); ok {
+				return true, each(r)
+			}
+			return true, nil
+		})
+		if missing := (*MissingError)(nil); errors.As(err, &missing) {
+			return fail(jetstream.ErrStreamNotFound)
+		}
+		return err
+	}
+	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: subjects}
 	if !f.Since.IsZero() {
 		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &f.Since
 	}
@@ -58,9 +72,6 @@ func ReadReceipts(ctx context.Context, c *Conn, f ReceiptFilter, each func(Store
 	consumer, err := c.js.OrderedConsumer(ask, stream, cfg)
 	if err != nil {
 		return fail(err)
-	}
-	if info := consumer.CachedInfo(); !f.Follow && info.NumPending == 0 {
-		return nil
 	}
 	it, err := consumer.Messages()
 	if err != nil {
@@ -75,15 +86,16 @@ func ReadReceipts(ctx context.Context, c *Conn, f ReceiptFilter, each func(Store
 		if err != nil {
 			return fail(err)
 		}
-		r := StoredReceipt{Trace: m.Headers().Get("traceparent")}
-		// What a newer version stores in another format is not for us to show.
-		if m.Headers().Get("Downlink-Format") == "1" && json.Unmarshal(m.Data(), &r.Receipt) == nil {
+		if r, ok := parseReceipt(m.Headers(), m.Data()); ok {
 			if err := each(r); err != nil {
 				return err
 			}
 		}
-		if meta, err := m.Metadata(); !f.Follow && (err != nil || meta.NumPending == 0) {
-			return nil
-		}
 	}
+}
+
+// parseReceipt reads a receipt. What a newer version stores in another format is not for us to show.
+func parseReceipt(h nats.Header, data []byte) (r StoredReceipt, ok bool) {
+	r.Trace = h.Get("traceparent")
+	return r, checkFormat(h) == nil && json.Unmarshal(data, &r.Receipt) == nil
 }

@@ -22,6 +22,7 @@ import (
 type daemonFlags struct {
 	configFile string
 	hubDataDir string
+	between    func(*app.Options) // a soak's sabotage; nil: none
 }
 
 func (f *daemonFlags) register(cmd *cobra.Command, side string) {
@@ -124,13 +125,17 @@ func (f *daemonFlags) run(cmd *cobra.Command, s streams, logs *logFlags, side co
 	if err != nil {
 		return err
 	}
-	return runApp(cmd.Context(), c, hub, log)
+	return runApp(cmd.Context(), c, hub, log, f.between)
 }
 
 // runApp runs the app until ctx ends, then stops the embedded hub, if there is one.
-func runApp(ctx context.Context, c *config.Config, hub *embeddedHub, log *slog.Logger) error {
+func runApp(ctx context.Context, c *config.Config, hub *embeddedHub, log *slog.Logger, between func(*app.Options)) error {
 	defer hub.close(log)
-	a, err := app.New(app.Options{Config: c, Logger: log, EmbeddedHub: hub.options(), Version: buildVersion().Version})
+	o := app.Options{Config: c, Logger: log, EmbeddedHub: hub.options(), Version: buildVersion().Version}
+	if between != nil {
+		between(&o)
+	}
+	a, err := app.New(o)
 	if err != nil {
 		return appError(err)
 	}

@@ -18,6 +18,7 @@ type hubFlags struct {
 	amqps, mqtts, https string
 	devices, hostnames  []string
 	anyDevice           bool
+	journal             string
 	http                string
 	asJSON              bool
 	stringsDir          string
@@ -58,6 +59,7 @@ $XDG_STATE_HOME/downlink/hub, or ~/.local/state/downlink/hub.`,
 	fs.StringVar(&f.https, "https", "127.0.0.1:8443", "HTTPS address")
 	fs.StringArrayVar(&f.devices, "device", nil, "device to create, repeatable")
 	fs.BoolVar(&f.anyDevice, "any-device", false, "create every device on its first use")
+	fs.StringVar(&f.journal, "journal", "", "file that keeps queues and unread feedback across restarts and kills, and tells what became of each message (default: queues end with the process)")
 	fs.StringArrayVar(&f.hostnames, "hostname", nil, "host name in the certificate, repeatable; the first stands in the connection strings (default localhost)")
 	fs.StringVar(&f.http, "http", "", `address of /livez, /readyz, /metrics, /status, /inspect and /admin, or "off" (default 127.0.0.1:9466, or a free port if that is taken); who reaches it controls the hub`)
 	fs.BoolVar(&f.asJSON, "json", false, "print one JSON object when it is ready")
@@ -91,7 +93,7 @@ func (f *hubFlags) run(ctx context.Context, s streams, log *slog.Logger) error {
 	}
 	o := emulator.Options{
 		DataDir: dir, Hostnames: f.hostnames, AMQPS: f.amqps, MQTTS: f.mqtts, HTTPS: f.https,
-		Devices: f.devices, AnyDevice: f.anyDevice, Logger: log,
+		Devices: f.devices, AnyDevice: f.anyDevice, Journal: f.journal, Logger: log,
 	}
 	if err := f.deviceSide.apply(&o); err != nil {
 		return err

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"downlink/cmd/downlink/process"
 )
 
 const (
@@ -28,6 +30,7 @@ func main() {
 	// Without this a closed stdout would kill the process before it has cleaned up; writing to it fails all the same.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := withSignals(context.Background(), os.Stderr, func(code int) {
+		process.KillAll()
 		temporary.removeAll()
 		os.Exit(code)
 	})

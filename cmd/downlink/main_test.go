@@ -211,6 +211,16 @@ func TestWrongUse(t *testing.T) {
 		{[]string{"listen", "d1", "--device-connection-string-file", device}, "give --yes if that is meant"},
 		{[]string{"listen", "d1", "--device-connection-string-file", service}, "connection string"},
 		{[]string{"listen", "d3", "-c", relayOnly}, `has no device "d3"`},
+		{[]string{"soak", "x"}, `unexpected argument "x"`},
+		{[]string{"soak", "--for", "0s"}, "--for: 0s is not above 0"},
+		{[]string{"soak", "--settle", "-1s"}, "--settle: -1s is not above 0"},
+		{[]string{"soak", "--messages-per-second", "0"}, "--messages-per-second: 0 is not between"},
+		{[]string{"soak", "--messages-per-second", "NaN"}, "--messages-per-second: NaN is not between"},
+		{[]string{"soak", "--devices", "3"}, "--devices: 3 is not between"},
+		{[]string{"soak", "--sabotage", "lose"}, `--sabotage: "lose" is none of ack-early, drop, repeat-silently, swap`},
+		{[]string{"soak", "--faults", "cut,burn"}, `--faults: "burn" is none of `},
+		{[]string{"soak", "--dir", filepath.Dir(service)}, "is not empty"},
+		{[]string{"soak", "bridge", "-c", bridgeOnly}, `--sabotage: "" is none of`},
 		{[]string{"init", "a", "b"}, `unexpected argument "b"`},
 	}
 	for _, test := range tests {

@@ -46,9 +46,6 @@ func (f *natsFlags) register(cmd *cobra.Command) {
 
 // connect returns once the connection stands, or says why it does not within --connect-timeout.
 func (f *natsFlags) connect(ctx context.Context, name string, log *slog.Logger) (*natsio.Conn, error) {
-	if f.connectTimeout <= 0 {
-		return nil, usagef("--connect-timeout: %s is not a time to wait", f.connectTimeout)
-	}
 	servers := f.servers
 	if f.given != nil && f.given("server") && strings.Join(servers, "") == "" {
 		return nil, usagef("--server is empty")
@@ -64,11 +61,19 @@ func (f *natsFlags) connect(ctx context.Context, name string, log *slog.Logger) 
 			return nil, usagef("NATS server %s://…: the scheme is not nats, tls, ws or wss", scheme)
 		}
 	}
-	conn, err := natsio.Connect(natsio.Options{
+	return f.dial(ctx, natsio.Options{
 		Name: name, URLs: servers, Context: f.context,
 		CredsFile: f.creds, NKeyFile: f.nkey, TokenFile: f.token, User: f.user, PasswordFile: f.password,
 		CAFile: f.caFile, CertFile: f.cert, KeyFile: f.keyPEM, Logger: log,
 	})
+}
+
+// dial connects as options say, within --connect-timeout.
+func (f *natsFlags) dial(ctx context.Context, o natsio.Options) (*natsio.Conn, error) {
+	if f.connectTimeout <= 0 {
+		return nil, usagef("--connect-timeout: %s is not a time to wait", f.connectTimeout)
+	}
+	conn, err := natsio.Connect(o)
 	if err != nil {
 		return nil, asUsage(err)
 	}

@@ -5,56 +5,22 @@ package main
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"downlink/cmd/downlink/soak"
 )
 
 func deviceID(d int) string { return "berlin-" + pump(d) }
 func pump(d int) string     { return fmt.Sprintf("pump%02d", d) }
 
-// content makes message n of device d: headers that are awkward and legal, and a body.
+// content is message n of device d.
 func content(d, n int) *nats.Msg {
-	r := rand.New(rand.NewPCG(uint64(d), uint64(n)))
-	m := &nats.Msg{Subject: "cmd.berlin." + pump(d) + ".set", Header: nats.Header{
-		"X-Number":             {strconv.Itoa(n)},
-		"X-Percent":            {"100% %41 %zz %25 50%"},
-		"X-Unicode":            {"Grüße, 世界 ñ e\u0301 \U0001F680 " + strconv.Itoa(r.IntN(1e6))},
-		"X-Marks":              {`a=b&c=d;e/f?g#h+i,"j"'k'\l|m<n>:~ $.x`},
-		"X-Tab":                {"a\tb  c"},
-		"X-Empty":              {""},
-		"X-case":               {"lower"},
-		"X-CASE":               {"upper"},
-		"X-%41!#$&'*+.^_`|~-7": {"a name"},
-	}}
-	if n%5 == 0 {
-		alphabet := []rune("abc XYZ%+&=/ äß世\U0001F680")
-		var long strings.Builder
-		for range 500 + r.IntN(1500) {
-			long.WriteRune(alphabet[r.IntN(len(alphabet))])
-		}
-		m.Header["X-Long"] = []string{strings.Trim(long.String(), " ")}
-	}
-	size := r.IntN(500)
-	switch n % 20 {
-	case 3, 13:
-		size = 0
-	case 7:
-		size = 40_000 + r.IntN(2_000)
-	}
-	m.Data = make([]byte, size)
-	if n%10 == 5 {
-		return m // all of it 0
-	}
-	for i := range m.Data {
-		m.Data[i] = byte(r.Uint32())
-	}
-	return m
+	header, body := soak.Content(uint64(d), uint64(n))
+	return &nats.Msg{Subject: "cmd.berlin." + pump(d) + ".set", Header: header, Data: body}
 }
 
 // feed publishes each device's messages in order, one after the other, as far as it

@@ -38,7 +38,7 @@ func TestKilledWhileNATSRefuses(t *testing.T) {
 	n, err := l.stored("EDGE")
 	require.NoError(t, err)
 	require.Equal(t, pumps*2, n, "NATS takes none")
-	l.kill(l.relay)
+	l.relay.Kill()
 	dead := l.relayDead()
 	_, err = l.js.UpdateStream(t.Context(), open)
 	require.NoError(t, err)

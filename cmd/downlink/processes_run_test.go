@@ -10,12 +10,10 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,19 +23,11 @@ import (
 
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/hubdevice"
+	"downlink/cmd/downlink/process"
 )
 
 // waitLimit bounds each wait: twice what a take-over takes, on a busy machine.
 const waitLimit = 40 * time.Second
-
-// process is one running program.
-type process struct {
-	name    string
-	cmd     *exec.Cmd
-	logFile string
-	ended   chan struct{} // closed when it has ended
-	killed  bool          // its end is no surprise
-}
 
 // landscape is the four processes, and the test's own connection to NATS.
 type landscape struct {
@@ -46,8 +36,8 @@ type landscape struct {
 	began time.Time
 	http  *http.Client
 
-	all                       []*process // every one that was ever started, in order
-	nats, hub, bridge, relay  *process
+	all                       []*process.Process // every one that was ever started, in order
+	nats, hub, bridge, relay  *process.Process
 	natsURL, bridgeURL, store string
 	relayURL                  string
 	ready                     hubReady // of the hub
@@ -86,39 +76,23 @@ func (l *landscape) say(format string, args ...any) {
 }
 
 // start starts a program whose output goes to a file of its own.
-func (l *landscape) start(name, program string, args ...string) *process {
+func (l *landscape) start(name, program string, args ...string) *process.Process {
 	l.t.Helper()
-	p := &process{
-		name:    fmt.Sprintf("%s-%d", name, len(l.all)+1),
-		cmd:     exec.Command(filepath.Join(l.dir, program), args...),
-		ended:   make(chan struct{}),
-		logFile: filepath.Join(l.dir, fmt.Sprintf("%s-%d.log", name, len(l.all)+1)),
-	}
-	log, err := os.Create(p.logFile)
+	name = fmt.Sprintf("%s-%d", name, len(l.all)+1)
+	p, err := process.Start(name, filepath.Join(l.dir, name+".log"), filepath.Join(l.dir, program), args...)
 	require.NoError(l.t, err)
-	defer log.Close() // the process has its own
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	require.NoError(l.t, p.cmd.Start())
 	l.all = append(l.all, p)
-	go func() {
-		defer close(p.ended)
-		_ = p.cmd.Wait()
-	}()
 	return p
 }
 
-// signal freezes (SIGSTOP) or wakes (SIGCONT) a process.
-func (l *landscape) signal(p *process, s syscall.Signal) {
+func (l *landscape) freeze(p *process.Process) {
 	l.t.Helper()
-	require.NoError(l.t, p.cmd.Process.Signal(s), p.name)
+	require.NoError(l.t, p.Freeze())
 }
 
-// kill is kill -9; it returns when the process is gone.
-func (l *landscape) kill(p *process) {
+func (l *landscape) wake(p *process.Process) {
 	l.t.Helper()
-	p.killed = true
-	l.signal(p, syscall.SIGKILL)
-	<-p.ended
+	require.NoError(l.t, p.Wake())
 }
 
 // end ends whatever runs, and after a failure shows what the processes said last.
@@ -127,35 +101,15 @@ func (l *landscape) end() {
 		l.nc.Close()
 	}
 	for _, p := range slices.Backward(l.all) { // the servers last, so that their clients' logs end well
-		_ = p.cmd.Process.Kill() // a frozen one, too
-		<-p.ended
+		p.Kill()
 	}
 	l.http.CloseIdleConnections()
 	if !l.t.Failed() {
 		return
 	}
 	for _, p := range l.all {
-		l.t.Logf("the end of the log of %s:\n%s", p.name, p.tail(25))
+		l.t.Logf("the end of the log of %s:\n%s", p.Name, p.Tail(25))
 	}
-}
-
-func (p *process) log() string {
-	b, err := os.ReadFile(p.logFile)
-	if err != nil {
-		return err.Error()
-	}
-	return string(b)
-}
-
-// tail is the last lines that are not about single messages.
-func (p *process) tail(n int) string {
-	var lines []string
-	for line := range strings.Lines(p.log()) {
-		if !strings.Contains(line, `"level":"DEBUG"`) {
-			lines = append(lines, line)
-		}
-	}
-	return strings.Join(lines[max(0, len(lines)-n):], "")
 }
 
 // await polls until done reports nil, and fails the test with its last answer
@@ -171,13 +125,7 @@ func (l *landscape) await(what string, done func() error) {
 			return
 		}
 		for _, p := range l.all {
-			select {
-			case <-p.ended:
-				if !p.killed {
-					l.t.Fatalf("%s ended by itself: %v", p.name, p.cmd.ProcessState)
-				}
-			default:
-			}
+			require.NoError(l.t, p.Surprise())
 		}
 		select {
 		case <-tick.C:
@@ -188,17 +136,13 @@ func (l *landscape) await(what string, done func() error) {
 }
 
 // logged waits for a line of a process's log that has text in it.
-func (l *landscape) logged(p *process, text string) string {
+func (l *landscape) logged(p *process.Process, text string) string {
 	l.t.Helper()
 	var found string
-	l.await(text+" in the log of "+p.name, func() error {
-		for line := range strings.Lines(p.log()) {
-			if strings.Contains(line, text) && strings.HasSuffix(line, "\n") {
-				found = line
-				return nil
-			}
-		}
-		return errors.New("not there")
+	l.await(text+" in the log of "+p.Name, func() error {
+		line, ok := p.Line(text)
+		found = line
+		return orNot(nil, ok, "not there")
 	})
 	return found
 }
@@ -278,7 +222,7 @@ func (l *landscape) startRelay() {
 }
 
 // pages is where a process that was told port 0 serves its pages.
-func (l *landscape) pages(p *process) string {
+func (l *landscape) pages(p *process.Process) string {
 	l.t.Helper()
 	var line struct{ HTTP string }
 	require.NoError(l.t, json.Unmarshal([]byte(l.logged(p, `"msg":"started"`)), &line))

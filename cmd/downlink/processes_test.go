@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -63,7 +62,7 @@ func TestKilledProcesses(t *testing.T) {
 // nats-server cannot take, and then that, so that what is on its way is lost.
 func killRelayAndNATS(l *landscape, f *feed) {
 	l.t.Helper()
-	l.signal(l.relay, syscall.SIGSTOP) // for the hub to fill its windows
+	l.freeze(l.relay) // for the hub to fill its windows
 	f.to(0, pumps, 12)
 	l.await("the hub to wait for the relay", func() error {
 		b, err := l.books()
@@ -74,14 +73,14 @@ func killRelayAndNATS(l *landscape, f *feed) {
 		n := f.published()
 		return orNot(nil, n >= pumps*15, "%d published", n)
 	})
-	l.signal(l.nats, syscall.SIGSTOP)
-	l.signal(l.relay, syscall.SIGCONT)
+	l.freeze(l.nats)
+	l.wake(l.relay)
 	l.await("the relay to receive", func() error {
 		n, err := l.inHands()
 		return orNot(err, n >= enough, "%d messages", n)
 	})
-	l.kill(l.relay)
-	l.kill(l.nats)
+	l.relay.Kill()
+	l.nats.Kill()
 	dead := l.relayDead()
 	l.say("nats-server killed after %d of %d publications", f.published(), pumps*20)
 
@@ -95,7 +94,7 @@ func killRelayAndNATS(l *landscape, f *feed) {
 // killBridge kills the bridge with messages in its hands that the frozen hub cannot take.
 func killBridge(l *landscape, f *feed) {
 	l.t.Helper()
-	l.signal(l.hub, syscall.SIGSTOP)
+	l.freeze(l.hub)
 	f.to(0, pumps, 28)
 	l.await("the bridge to hold messages", func() error {
 		c, err := l.consumer()
@@ -103,7 +102,7 @@ func killBridge(l *landscape, f *feed) {
 		return orNot(err, err == nil && c.NumAckPending >= enough+pumps, "%+v", c)
 	})
 	dead := l.killBridge()
-	l.signal(l.hub, syscall.SIGCONT)
+	l.wake(l.hub)
 
 	l.startBridge()
 	f.to(0, pumps, 30) // while it takes over
@@ -116,7 +115,7 @@ func killBridge(l *landscape, f *feed) {
 // do not take, the bridge holds meanwhile.
 func killBoth(l *landscape, f *feed, devices []string) {
 	l.t.Helper()
-	l.signal(l.relay, syscall.SIGSTOP)
+	l.freeze(l.relay)
 	f.to(0, heavy, perDevice)
 	const held = heavy * (perDevice - 30 - 50)
 	l.await("full queues", func() error {
@@ -136,12 +135,12 @@ func killBoth(l *landscape, f *feed, devices []string) {
 	})
 	bridge := l.killBridge()
 
-	l.signal(l.relay, syscall.SIGCONT)
+	l.wake(l.relay)
 	l.await("traffic at the edge", func() error {
 		b, err := l.books()
 		return orNot(err, b.Completed > before.Completed, "%+v", b)
 	})
-	l.kill(l.relay)
+	l.relay.Kill()
 	relay := l.relayDead()
 
 	l.startRelay()
@@ -169,7 +168,7 @@ func repeats(c *jetstream.ConsumerInfo) int { return int(c.Delivered.Consumer - 
 // killBridge kills the bridge and proves that enough messages were unacked.
 func (l *landscape) killBridge() death {
 	l.t.Helper()
-	l.kill(l.bridge)
+	l.bridge.Kill()
 	var c *jetstream.ConsumerInfo
 	l.await("JetStream to know that the bridge is gone", func() error {
 		var err error
@@ -354,9 +353,9 @@ func (l *landscape) trail(f *feed, all []seen, d, n int) string {
 	}
 	id := fmt.Sprintf("COMMANDS:%d:", sequence) // how its message ID begins
 	for _, p := range l.all {
-		for line := range strings.Lines(p.log()) {
+		for line := range strings.Lines(p.Log()) {
 			if strings.Contains(line, id) {
-				fmt.Fprintf(&b, "\n  %s: %s", p.name, strings.TrimSpace(line))
+				fmt.Fprintf(&b, "\n  %s: %s", p.Name, strings.TrimSpace(line))
 			}
 		}
 	}

@@ -77,10 +77,14 @@ Then:         downlink init downlink.yaml
 		newHubCmd(s, logs),
 		newSendCmd(s, logs),
 		newBenchCmd(s),
+		newSoakCmd(s, logs),
 		newListenCmd(s, logs),
 		newPubCmd(s, logs),
 		newSubCmd(s, logs),
 		newFeedbackCmd(s, logs),
+		newDeadCmd(s, logs),
+		newTraceCmd(s, logs),
+		newStatusCmd(s, logs),
 		newReadyCmd(s),
 		newVersionCmd(s),
 	)
@@ -146,6 +150,16 @@ func (f *logFlags) logger(w io.Writer, level, format string) (*slog.Logger, erro
 		return slog.New(slog.NewJSONHandler(w, o)), nil
 	}
 	return nil, usagef("--log-format: %q is none of text, json", format)
+}
+
+// ifAsked is the log of a command whose own errors say all that its user must know;
+// nil without --log-level.
+func (f *logFlags) ifAsked(w io.Writer) (*slog.Logger, error) {
+	log, err := f.logger(w, "", "")
+	if err != nil || f.level == "" {
+		return nil, err
+	}
+	return log, nil
 }
 
 // exactArgs is cobra.ExactArgs with a message that names what is missing.

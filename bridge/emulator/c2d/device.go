@@ -116,12 +116,18 @@ func (d *device) enqueue(m Message, now time.Time) error {
 		d.counts.Refused++
 		return &Refusal{Condition: "amqp:resource-limit-exceeded", Code: 403004, Text: "the queue of device " + d.id + " is full: 50 messages are pending"}
 	}
-	d.counts.Accepted++
-	d.sequence++
-	e := &entry{Pending: Pending{Message: &m, Sequence: d.sequence, Enqueued: now, Expires: m.ExpiresAt}}
+	e := &entry{Pending: Pending{Message: &m, Sequence: d.sequence + 1, Enqueued: now, Expires: m.ExpiresAt}}
 	if e.Expires.IsZero() {
 		e.Expires = now.Add(d.store.rules.DefaultTTL)
 	}
+	if d.store.journal != nil {
+		if err := d.store.journal.Accepted(d.id, e.Pending); err != nil {
+			d.counts.Refused++
+			return &Refusal{Condition: "amqp:internal-error", Code: 500001, Text: err.Error()}
+		}
+	}
+	d.counts.Accepted++
+	d.sequence++
 	e.record = d.store.log.accept(d.id, m.MessageID, d.sequence, now)
 	d.queue = append(d.queue, e)
 	d.store.schedule(d, e.Expires)

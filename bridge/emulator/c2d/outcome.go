@@ -21,6 +21,7 @@ type Outcome struct {
 	Device     string
 	Generation string // the device's generation ID
 	MessageID  string
+	Sequence   uint64
 	Status     string // any but Deleted
 	At         time.Time
 }
@@ -40,13 +41,16 @@ func (d *device) end(e *entry, status string, at time.Time) {
 		d.counts.Purged++
 	}
 	d.store.log.end(e.record, status)
-	if d.store.outcome != nil && wanted(e.Message.Ack, status) {
-		d.store.outcome(Outcome{Device: d.id, Generation: d.generation, MessageID: e.Message.MessageID, Status: status, At: at})
+	if d.store.journal != nil {
+		d.store.journal.Ended(d.id, e.Sequence, status, at)
+	}
+	if d.store.outcome != nil && Wanted(e.Message.Ack, status) {
+		d.store.outcome(Outcome{Device: d.id, Generation: d.generation, MessageID: e.Message.MessageID, Sequence: e.Sequence, Status: status, At: at})
 	}
 }
 
-// wanted reports whether a message with this iothub-ack has feedback about this end.
-func wanted(ack, status string) bool {
+// Wanted reports whether a message with this iothub-ack has feedback about this end.
+func Wanted(ack, status string) bool {
 	switch {
 	case ack == "" || status == Deleted:
 		return false

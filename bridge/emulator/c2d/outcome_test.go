@@ -76,7 +76,7 @@ func TestOutcomeTellsWhichDeviceAndWhen(t *testing.T) {
 	require.NoError(t, s.Enqueue(c2d.Message{To: to("d1"), MessageID: "m", Ack: "full", ExpiresAt: expires}))
 	clock.pass(hour)
 	s.Sweep()
-	require.Equal(t, []c2d.Outcome{{Device: "d1", Generation: d.GenerationID, MessageID: "m", Status: "Expired", At: expires}}, got,
+	require.Equal(t, []c2d.Outcome{{Device: "d1", Generation: d.GenerationID, MessageID: "m", Sequence: 1, Status: "Expired", At: expires}}, got,
 		"the time is the expiry's, not the sweep's")
 	require.NoError(t, s.Delete("d1", "*"))
 	require.False(t, s.Alive("d1", d.GenerationID))

@@ -140,6 +140,9 @@ func (x *Session) Take() (Delivery, bool) {
 			d.counts.Redelivered++
 		}
 		d.store.log.deliver(e.record)
+		if d.store.journal != nil {
+			d.store.journal.Delivered(d.id, e.Sequence, now)
+		}
 		d.store.schedule(d, e.lockedUntil)
 		return Delivery{Message: e.Message, Sequence: e.Sequence, Deliveries: e.Deliveries}, true
 	}

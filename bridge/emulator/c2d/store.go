@@ -19,6 +19,8 @@ type Options struct {
 	// Outcome is told of the end of each message whose sender asked for it. It
 	// is called with a device's lock held: it must neither block nor call the Store. nil: nobody.
 	Outcome func(Outcome)
+	// Journal keeps what is accepted beyond this process; nil: nothing is kept.
+	Journal Journal
 	// Changed is called after a device was created or updated, without any lock
 	// held, by the goroutine that did it; nil: nothing is called.
 	Changed func(id string)
@@ -34,6 +36,7 @@ type Store struct {
 	changed   func(id string)
 	log       history
 	outcome   func(Outcome)
+	journal   Journal
 
 	mu          sync.RWMutex
 	devices     map[string]*device
@@ -56,7 +59,7 @@ func New(o Options) *Store {
 		o.History = 65536
 	}
 	return &Store{
-		rules: o.Rules.withDefaults(), anyDevice: o.AnyDevice, now: o.Now, outcome: o.Outcome, changed: o.Changed,
+		rules: o.Rules.withDefaults(), anyDevice: o.AnyDevice, now: o.Now, outcome: o.Outcome, journal: o.Journal, changed: o.Changed,
 		log: history{limit: o.History}, devices: map[string]*device{},
 	}
 }

@@ -51,7 +51,10 @@ type Options struct {
 	// Alive reports whether a device still exists in that generation: the
 	// feedback of a deleted device is dropped. Called without the queue's lock; nil: always.
 	Alive func(device, generation string) bool
-	Now   func() time.Time // nil: time.Now
+	// Done is told of records that nobody needs to be told of any more: their batch was completed, or is
+	// lost. Called with the queue's lock: it must not call the queue. nil: nobody.
+	Done func([]Record)
+	Now  func() time.Time // nil: time.Now
 }
 
 // Batch is one received batch, locked for whoever received it until it is
@@ -109,6 +112,9 @@ func New(o Options) *Queue {
 	if o.Alive == nil {
 		o.Alive = func(string, string) bool { return true }
 	}
+	if o.Done == nil {
+		o.Done = func([]Record) {}
+	}
 	return &Queue{
 		rules: o.Rules.withDefaults(), o: o, closed: o.Now(),
 		locked: map[string]*batch{}, watchers: map[chan struct{}]struct{}{},
@@ -138,8 +144,7 @@ func (q *Queue) seal(now time.Time) {
 	q.ready.PushBack(&batch{sequence: q.sequence, records: q.open, enqueued: now})
 	q.open, q.closed = nil, now
 	if q.ready.Len() > q.rules.MaxBatches {
-		q.ready.Remove(q.ready.Front())
-		q.status.Lost++
+		q.lose(q.ready.Remove(q.ready.Front()).(*batch))
 	}
 	q.wake()
 }
@@ -162,17 +167,22 @@ func (q *Queue) Sweep() {
 	}
 }
 
+// lose drops a batch that nobody read in time.
+func (q *Queue) lose(b *batch) {
+	q.status.Lost++
+	q.o.Done(b.records)
+}
+
 func (q *Queue) expire(now time.Time) {
 	for e := q.ready.Front(); e != nil && now.Sub(e.Value.(*batch).enqueued) >= q.rules.TTL; e = q.ready.Front() {
-		q.ready.Remove(e)
-		q.status.Lost++
+		q.lose(q.ready.Remove(e).(*batch))
 	}
 }
 
 // giveBack makes a batch ready again, in its old place, unless its deliveries or its time are used up.
 func (q *Queue) giveBack(b *batch, now time.Time) {
 	if b.deliveries >= q.rules.MaxDeliveries || now.Sub(b.enqueued) >= q.rules.TTL {
-		q.status.Lost++
+		q.lose(b)
 		return
 	}
 	e := q.ready.Front()
@@ -231,6 +241,9 @@ func (q *Queue) lock() (*batch, Batch, bool) {
 func (q *Queue) discard(token string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if b := q.locked[token]; b != nil {
+		q.o.Done(b.records)
+	}
 	delete(q.locked, token)
 	q.status.Received--
 }
@@ -243,6 +256,7 @@ func (q *Queue) Complete(token string) bool {
 	b := q.unlock(token)
 	if b != nil {
 		q.status.Completed++
+		q.o.Done(b.records)
 	}
 	return b != nil
 }
@@ -254,6 +268,7 @@ func (q *Queue) Reject(token string) bool {
 	b := q.unlock(token)
 	if b != nil {
 		q.status.Rejected++
+		q.o.Done(b.records)
 	}
 	return b != nil
 }

@@ -16,6 +16,7 @@ const ContentType = "application/vnd.microsoft.iothub.feedback.json"
 type Record struct {
 	MessageID  string // the message-id of the cloud-to-device message
 	Device     string
+	Sequence   uint64    // of the message in its device's queue; it does not travel
 	Generation string    // the device's generation ID
 	Status     string    // Success, Expired, DeliveryCountExceeded, Rejected or Purged
 	At         time.Time // when it happened

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+
+	"downlink/bridge"
+	"downlink/bridge/bridgetest"
+	"downlink/bridge/natsio"
+	"downlink/mapping"
+)
+
+// keeps stores receipts and mailbox entries as the bridge does.
+type keeps struct {
+	t       *testing.T
+	js      jetstream.JetStream
+	mailbox *natsio.Mailbox
+}
+
+func runKeeps(t *testing.T) (*bridgetest.NATS, *keeps) {
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "DOWNLINK_RECEIPTS", "downlink.receipt.>")
+	n.CreateStream(t, "COMMANDS", "cmd.>")
+	conn, err := natsio.Connect(natsio.Options{URLs: []string{n.URL()}})
+	require.NoError(t, err)
+	t.Cleanup(conn.Close)
+	box, err := natsio.NewMailbox(natsio.MailboxOptions{Conn: conn, Create: true})
+	require.NoError(t, err)
+	return n, &keeps{t, n.JetStream(t), box}
+}
+
+func (k *keeps) receipt(r bridge.Receipt) {
+	k.t.Helper()
+	b, err := json.Marshal(r)
+	require.NoError(k.t, err)
+	_, err = k.js.PublishMsg(k.t.Context(), &nats.Msg{Subject: natsio.ReceiptSubject("downlink", r.Hub, r.Device, r.Status), Data: b, Header: nats.Header{"Downlink-Format": {"1"}}})
+	require.NoError(k.t, err)
+}
+
+// park stores an entry as the bridge does; the mailbox makes its stream.
+func (k *keeps) park(seq uint64, device, id string) {
+	k.t.Helper()
+	repeat, err := k.mailbox.Append(k.t.Context(), &bridge.Parcel{
+		Envelope: &mapping.Envelope{Route: "r", Hub: "main", Device: device, MessageID: id, Body: []byte("x")},
+		Message:  &mapping.Input{Subject: "cmd.x", Payload: []byte("x"), Stream: "COMMANDS", Sequence: seq},
+		Attempts: 3, At: time.Now(),
+	})
+	require.NoError(k.t, err)
+	require.False(k.t, repeat)
+}
+
+func (k *keeps) publish(n int) {
+	k.t.Helper()
+	for range n {
+		_, err := k.js.Publish(k.t.Context(), "cmd.x", nil)
+		require.NoError(k.t, err)
+	}
+}
+
+// told is the last line of a trace.
+func told(r result) string {
+	lines := strings.Split(strings.TrimSpace(r.stdout), "\n")
+	return lines[len(lines)-1]
+}
+
+// TestTraceStates: the sentence for each place where a message may be.
+func TestTraceStates(t *testing.T) {
+	n, k := runKeeps(t)
+	k.publish(12)
+	now := time.Now().UTC()
+	seq := uint64(0)
+	for _, c := range []struct{ status, want string }{
+		{"completed", "for d: delivered: the device completed it at "}, {"rejected", "not delivered: the device rejected it at "},
+		{"expired", "not delivered: it expired in the hub's queue"}, {"delivery-count-exceeded", "the hub gave up"},
+		{"purged", "somebody purged"}, {"unknown", "nobody knows"}, {"replaced", "replaced at "}, {"dropped", "dropped at "},
+		{"something-new", "status something-new since"}, {"dead", "which is not there any more: redriven, purged, or too old"},
+	} {
+		seq++
+		for i, status := range []string{"accepted", c.status} {
+			k.receipt(bridge.Receipt{ID: fmt.Sprint("id-", seq), Device: "d", Hub: "main", Route: "r", Status: status, Subject: "cmd.x", Stream: "COMMANDS", Sequence: seq, Attempts: 1, At: now.Add(time.Duration(i))})
+		}
+		for _, query := range []string{fmt.Sprint("COMMANDS:", seq), fmt.Sprint("id-", seq)} {
+			got := cli(t, "trace", query, "-s", n.URL())
+			require.Equal(t, exitOK, got.code, got.stderr)
+			require.Contains(t, told(got), c.want, query)
+		}
+	}
+	seq++
+	k.receipt(bridge.Receipt{ID: "id-11", Device: "d", Hub: "main", Status: "accepted", Subject: "cmd.x", Stream: "COMMANDS", Sequence: seq, Attempts: 2, At: now})
+	got := cli(t, "trace", "COMMANDS:11", "-s", n.URL())
+	require.Contains(t, told(got), "accepted by the hub at "+at(now)+", outcome at the device not known yet")
+	require.Regexp(t, `\n\S+Z +accepted +d +- +\(2 attempts\)\n`, got.stdout)
+
+	for i, device := range []string{"d", "other", "d"} {
+		k.park(uint64(8+2*i), device, fmt.Sprint("parked-", i))
+	}
+	_, err := k.js.PublishMsg(t.Context(), &nats.Msg{Subject: "downlink.mailbox.main.d.COMMANDS.-", Header: nats.Header{"Downlink-Format": {"2"}, "Downlink-Message-Id": {"parked-9"}}})
+	require.NoError(t, err)
+	require.Contains(t, told(cli(t, "trace", "COMMANDS:12", "-s", n.URL())), "for d: waits in the mailbox as entry 3 (number 2 of 2 for the device) since ")
+	require.Contains(t, told(cli(t, "trace", "parked-1", "--device", "other", "-s", n.URL())), "entry 2 (number 1 of 1 for the device)")
+
+	byDevice := cli(t, "trace", "--device", "d", "--since", "1h", "-s", n.URL())
+	require.Equal(t, exitOK, byDevice.code, byDevice.stderr)
+	require.Regexp(t, `^FIRST SEEN +MESSAGE +ROUTE +SUBJECT +STORY\n`, byDevice.stdout)
+	require.Regexp(t, `COMMANDS:1 +r +cmd.x +accepted, completed at `, byDevice.stdout)
+	require.Contains(t, told(byDevice), "13 in all, now 1 accepted, 1 completed, 1 dead, ")
+	j := objects(t, cli(t, "trace", "--device", "d", "--limit", "2", "--json", "-s", n.URL()).stdout)[0]
+	require.Len(t, j["messages"], 2)
+	require.EqualValues(t, 11, j["cut"])
+
+	none := cli(t, "trace", "--device", "nobody", "-s", n.URL())
+	require.Equal(t, exitFailed, none.code)
+	require.Contains(t, none.stdout, "receipts: true")
+	none = cli(t, "trace", "nothing", "--json", "-s", n.URL())
+	require.Equal(t, exitFailed, none.code)
+	require.Equal(t, "downlink: no trace of \"nothing\"\n", none.stderr)
+	require.Equal(t, false, objects(t, none.stdout)[0]["found"])
+}
+
+// TestTraceStream: what the position of the bridge's consumer tells of a message that nothing else tells of.
+func TestTraceStream(t *testing.T) {
+	n, k := runKeeps(t)
+	k.publish(2)
+	ask := func(query string) string { return told(cli(t, "trace", query, "-s", n.URL())) }
+	require.Contains(t, ask("COMMANDS:1"), "waits in its stream: no bridge named downlink has ever read stream COMMANDS")
+	s, err := k.js.Stream(t.Context(), "COMMANDS")
+	require.NoError(t, err)
+	c, err := s.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "downlink", DeliverPolicy: jetstream.DeliverNewPolicy, AckPolicy: jetstream.AckExplicitPolicy, FilterSubject: "cmd.x"})
+	require.NoError(t, err)
+	_, err = k.js.Publish(t.Context(), "cmd.y", nil)
+	require.NoError(t, err)
+	k.publish(4) // 4 to 7
+	for range 2 {
+		m, err := c.Next()
+		require.NoError(t, err)
+		if meta, _ := m.Metadata(); meta.Sequence.Stream == 4 {
+			require.NoError(t, m.DoubleAck(t.Context()))
+		}
+	}
+	require.Contains(t, ask("COMMANDS:1"), "it was in the stream before the bridge first read that")
+	require.Contains(t, ask("COMMANDS:3"), "no route takes subject cmd.y (it reads cmd.x)")
+	require.Contains(t, ask("COMMANDS:4"), "COMMANDS:4 was read and settled by the bridge")
+	require.Contains(t, ask("COMMANDS:4"), "give the route receipts: true")
+	require.Contains(t, ask("COMMANDS:5"), "was read by the bridge, which holds 1 messages without a fate")
+	require.Contains(t, ask("COMMANDS:7"), "waits in its stream, not read yet: the bridge has read up to 5, at most 1 messages are ahead of it")
+	require.Contains(t, ask("COMMANDS:99"), "stream COMMANDS has never had it, its last message is 7")
+	require.NoError(t, s.DeleteMsg(t.Context(), 6))
+	require.Contains(t, ask("COMMANDS:6"), "it is not in stream COMMANDS any more")
+	unknown := cli(t, "trace", "NOWHERE:1", "-s", n.URL())
+	require.Equal(t, exitFailed, unknown.code)
+	require.Contains(t, unknown.stdout, `there is no stream NOWHERE on this NATS, so "NOWHERE:1" was looked for as a message ID`)
+
+	n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "WORK", Subjects: []string{"work.>"}, Retention: jetstream.WorkQueuePolicy})
+	_, err = k.js.Publish(t.Context(), "work.x", nil)
+	require.NoError(t, err)
+	w, err := k.js.Stream(t.Context(), "WORK")
+	require.NoError(t, err)
+	require.NoError(t, w.DeleteMsg(t.Context(), 1))
+	require.Contains(t, ask("WORK:1"), "stream WORK removes a message once it is settled")
+
+	// A default ID names its message, unless the stream was made anew.
+	m, err := s.GetMsg(t.Context(), 7)
+	require.NoError(t, err)
+	require.Contains(t, ask(fmt.Sprintf("COMMANDS:7:%s", base36(m.Time))), "COMMANDS:7 waits in its stream")
+	other := cli(t, "trace", fmt.Sprintf("COMMANDS:7:%s", base36(m.Time.Add(-time.Hour))), "-s", n.URL())
+	require.Contains(t, other.stdout, "COMMANDS:7 is another message now: the stream was made anew")
+}
+
+func base36(t time.Time) string {
+	return strconv.FormatInt(t.UnixNano(), 36)
+}
+
+// TestTraceBridge: a real message that died, came back, and was accepted.
+func TestTraceBridge(t *testing.T) {
+	p := runPlant(t, "ok")
+	p.start(t)
+	p.publish(t, "ok", "x", nil)
+	p.publish(t, "late", "y", nil)
+	p.bodies(t, "ok", 1)
+	p.has(t, "PLANT_DEAD", 1)
+	require.Eventually(t, func() bool {
+		return strings.Contains(cli(t, "trace", "COMMANDS:1", "-c", p.file).stdout, "was read and settled by the bridge")
+	}, 20*time.Second, 50*time.Millisecond)
+	got := cli(t, "trace", "COMMANDS:2", "-c", p.file)
+	require.Equal(t, exitOK, got.code, got.stderr)
+	require.Regexp(t, `\n\S+Z +published +- +- +cmd\.late\.reboot as COMMANDS:2 \(1 bytes\)\n`, got.stdout)
+	require.Regexp(t, `\n\S+Z +dead letter 1 +late +commands +device-not-found: amqp:not-found: `, got.stdout)
+	require.Contains(t, told(got), "for late: dead letter 1: device-not-found: amqp:not-found: no device late (404001); register device late at hub main, then downlink dead redrive 1")
+	id := objects(t, cli(t, "dead", "ls", "-c", p.file, "--json").stdout)[0]["message_id"].(string)
+	require.Equal(t, told(got), told(cli(t, "trace", id, "-c", p.file)))
+
+	require.NoError(t, p.hub.CreateDevice("late"))
+	require.Equal(t, exitOK, cli(t, "dead", "redrive", "1", "-c", p.file).code)
+	p.bodies(t, "late", 1)
+	require.Equal(t, "COMMANDS:2 was brought back from the dead letters as COMMANDS:3 (downlink trace COMMANDS:3)", told(cli(t, "trace", "COMMANDS:2", "-c", p.file)))
+	j := objects(t, cli(t, "trace", "COMMANDS:3", "--json", "-c", p.file).stdout)[0]
+	require.Equal(t, "COMMANDS:2", j["source"].(map[string]any)["redriven"])
+}
+
+// TestTraceDelivered: a real device's outcome, from the real hub's feedback.
+func TestTraceDelivered(t *testing.T) {
+	p := runPlant(t)
+	dir := t.TempDir()
+	_, hub := startHub(t, dir, "--device", "good", "--device", "bad", "--device", "away", "--virtual", "good=complete", "--virtual", "bad=reject", "--http", "off")
+	writeTo(t, filepath.Join(filepath.Dir(p.file), "hub-service"), hub.ServiceConnectionString+"\n")
+	text := fmt.Sprintf(toolsFile, p.pages, p.nats.URL(), hub.AMQPS, hub.CAFile)
+	writeTo(t, p.file, strings.Replace(text, "      create: true\n", "      create: true\n      message: {ack: full}\n", 1))
+	p.start(t)
+	for _, device := range []string{"good", "bad", "away", "nobody"} {
+		p.publish(t, device, "x", nil)
+	}
+	for place, want := range map[string]string{
+		"COMMANDS:1": "for good: delivered: the device completed it at ",
+		"COMMANDS:2": "for bad: not delivered: the device rejected it at ",
+		"COMMANDS:3": "for away: accepted by the hub at ",
+		"COMMANDS:4": "for nobody: dead letter 1: device-not-found",
+	} {
+		require.Eventually(t, func() bool { return strings.Contains(told(cli(t, "trace", place, "-c", p.file)), want) }, 30*time.Second, 100*time.Millisecond, "%s: %s", place, want)
+	}
+	require.Regexp(t, `\n\S+Z +published .*\n\S+Z +accepted +good +commands .*\n\S+Z +completed +good +commands `, cli(t, "trace", "COMMANDS:1", "-c", p.file).stdout)
+	require.Contains(t, told(cli(t, "trace", "--device", "good", "-c", p.file)), ": 1 in all, now 1 completed")
+	require.Equal(t, exitOK, cli(t, "dead", "purge", "--all", "--yes", "-c", p.file).code)
+	require.Contains(t, told(cli(t, "trace", "COMMANDS:4", "-c", p.file)), "which is not there any more: redriven, purged, or too old")
+}

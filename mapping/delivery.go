@@ -1,0 +1,150 @@
+package mapping
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The headers with which a publisher says how a message is to be delivered.
+const (
+	headerTTL     = "Downlink-TTL"
+	headerWait    = "Downlink-Wait"
+	headerReplyTo = "Downlink-Reply-To"
+
+	waitAccepted  = "accepted"
+	waitCompleted = "completed"
+
+	maxReplyTo  = 1024
+	maxCoalesce = 128
+)
+
+// deliver fills the fields of an envelope that are the delivery's, and its expiry.
+// It has the device, its hub and Ack already.
+func (r *route) deliver(e *Envelope, s *cloudScope) *RouteError {
+	in := s.in
+	e.Priority, e.Unordered = r.rule.Priority, r.unordered
+	ttl := r.rule.Message.TTL
+	var wait, replyTo string
+	if len(in.Header) > 0 {
+		if v, ok := headerValue(in.Header, headerTTL); ok {
+			d, err := publisherTTL(v)
+			if err != nil {
+				return badHeader(headerTTL, err)
+			}
+			ttl = d
+		}
+		if v, ok := headerValue(in.Header, headerWait); ok {
+			switch {
+			case v != waitAccepted && v != waitCompleted:
+				return badHeader(headerWait, fmt.Errorf("must be %s or %s", waitAccepted, waitCompleted))
+			case v == waitCompleted && r.ack == AckNone:
+				return badHeader(headerWait, errors.New("completed needs a route that asks for acks; set ack: full there"))
+			}
+			wait = v
+		}
+		replyTo, _ = headerValue(in.Header, headerReplyTo)
+	}
+	if ttl > 0 {
+		// The AMQP timestamp counts milliseconds (AMQP 1.0 §1.6.17).
+		e.ExpiresAt = in.Time.Add(ttl).Truncate(time.Millisecond).UTC()
+	}
+	if age := r.rule.Message.MaxAge; age > 0 {
+		e.SendBy = in.Time.Add(age).UTC()
+	}
+	asked := replyTo != "" || in.Reply != ""
+	switch {
+	case in.Reply != "" && r.mayAnswer(in.Reply):
+		e.ReplyTo = in.Reply
+	case replyTo != "" && r.mayReply(replyTo):
+		e.ReplyTo = replyTo
+	}
+	if e.ReplyTo != "" {
+		e.Wait = wait
+		if wait == waitCompleted {
+			// Whoever waits for the device wants to know of either outcome.
+			e.Ack = AckFull
+		}
+	}
+	e.Receipts = r.rule.Receipts || e.Ack != AckNone || asked
+	if r.coalesce != nil {
+		key, ok, err := r.coalesce.eval(s)
+		if err != nil {
+			return &RouteError{Field: "coalesce", Reason: err.reason, Err: err.err}
+		}
+		if ok {
+			e.Coalesce = coalesceKey(r.name, key)
+		}
+	}
+	return nil
+}
+
+func badHeader(name string, err error) *RouteError {
+	return &RouteError{Field: "header " + name, Reason: ReasonBadHeader, Err: err}
+}
+
+// publisherTTL reads whole seconds or a Go duration, as nats-server does its Nats-TTL.
+func publisherTTL(v string) (time.Duration, error) {
+	d, err := time.ParseDuration(v)
+	if n, nerr := strconv.ParseInt(v, 10, 32); nerr == nil {
+		d, err = time.Duration(n)*time.Second, nil
+	}
+	switch {
+	case err != nil:
+		return 0, errors.New("must be whole seconds or a duration such as 90s or 1h30m")
+	case d <= 0:
+		return 0, errors.New("must be more than 0")
+	case d > maxTTL:
+		return 0, errors.New("is more than the hub keeps a message; at most 48h")
+	}
+	return d, nil
+}
+
+// mayAnswer reports whether the bridge, with its rights, may publish an answer
+// where a stranger wants it: anywhere but on NATS's own subjects and ours.
+func (r *route) mayAnswer(subject string) bool {
+	return len(subject) <= maxReplyTo && plainSubject(subject) && (strings.HasPrefix(subject, inboxPrefix) || !reserved(subject, r.bridge))
+}
+
+// mayReply is mayAnswer for the header, which NATS itself does not check against
+// the publisher's permissions as it does a request's reply subject.
+func (r *route) mayReply(subject string) bool {
+	return r.mayAnswer(subject) && (strings.HasPrefix(subject, inboxPrefix) || r.literal != "" && strings.HasPrefix(subject, r.literal))
+}
+
+// literalPrefix is what a filter's subjects all begin with: its tokens before the
+// first wildcard, with a dot at the end; "" if that is none of them.
+func literalPrefix(filter string) string {
+	n := 0
+	for tok := range strings.SplitSeq(filter, ".") {
+		if tok == "*" || tok == ">" {
+			return filter[:n]
+		}
+		n += len(tok) + 1
+	}
+	return filter + "."
+}
+
+// plainSubject reports whether s can be published to: no empty tokens, wildcards or white space.
+func plainSubject(s string) bool {
+	for tok := range strings.SplitSeq(s, ".") {
+		if tok == "" || tok == "*" || tok == ">" || tokenChars(tok) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// coalesceKey keeps the keys of two routes apart, and a key within the length of a token.
+func coalesceKey(route, key string) string {
+	full := route + ":" + key
+	if len(full) <= maxCoalesce {
+		return full
+	}
+	sum := sha256.Sum256([]byte(full))
+	return "sha256:" + hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,146 @@
+package mapping
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"strings"
+
+	"github.com/expr-lang/expr"
+)
+
+// builtins is what expressions may call of the library: pure, without clock,
+// zone or random order, and bounded by the size of the message.
+var builtins = []string{
+	"all", "none", "any", "one", "filter", "map", "find", "findIndex", "findLast", "findLastIndex", "count", "sum",
+	"len", "type", "abs", "ceil", "floor", "round", "int", "float", "string",
+	"trim", "trimPrefix", "trimSuffix", "upper", "lower", "split", "splitAfter", "indexOf", "lastIndexOf", "hasPrefix", "hasSuffix",
+	"max", "min", "mean", "median", "toBase64", "fromBase64", "first", "last", "get", "take", "reverse", "concat", "flatten", "sort",
+	"bitand", "bitor", "bitxor", "bitnand", "bitshl", "bitshr", "bitushr", "bitnot",
+}
+
+// functionNames are the functions that are ours.
+var functionNames = []string{
+	"sha256", "hex", "fromHex", "urlEncode", "urlDecode", "bucket", "uniq", "lookup", "group", "replace", "join", "fromJSON", "toJSON",
+}
+
+var errText = errors.New("text too long")
+
+// exprOptions are the same for every expression of a side.
+func exprOptions(s *side, seen *visitor) []expr.Option {
+	o := []expr.Option{expr.Env(s.env), expr.MaxNodes(maxExprNodes), expr.DisableAllBuiltins(), expr.Patch(seen)}
+	for _, b := range builtins {
+		o = append(o, expr.EnableBuiltin(b))
+	}
+	text := func(name string, f func(string) string) expr.Option {
+		return expr.Function(name, func(a ...any) (any, error) { return f(a[0].(string)), nil }, new(func(string) string))
+	}
+	back := func(name string, f func(string) (string, error)) expr.Option {
+		return expr.Function(name, func(a ...any) (any, error) { return f(a[0].(string)) }, new(func(string) string))
+	}
+	o = append(o,
+		text("sha256", func(s string) string { sum := sha256.Sum256([]byte(s)); return hex.EncodeToString(sum[:]) }),
+		text("hex", func(s string) string { return hex.EncodeToString([]byte(s)) }),
+		back("fromHex", func(s string) (string, error) { b, err := hex.DecodeString(s); return string(b), err }),
+		text("urlEncode", func(s string) string { return percentEncode(s, classURL) }),
+		back("urlDecode", func(s string) (string, error) {
+			v, ok := percentDecode(s)
+			if !ok {
+				return "", errors.New("not percent-encoded")
+			}
+			return v, nil
+		}),
+		expr.Function("bucket", func(a ...any) (any, error) { return bucket(a[0].(string), a[1].(int)) }, new(func(string, int) int)),
+		expr.Function("uniq", func(a ...any) (any, error) { return uniq(a[0]) }, new(func([]string) []any), new(func([]any) []any)),
+	)
+	if s.hasTables {
+		o = append(o,
+			expr.Function("lookup", func(a ...any) (any, error) { return s.lookup(a[0].(string), a[1]) }, new(func(string, any) any)),
+			expr.Function("group", func(a ...any) (any, error) { return s.lookup(GroupTable, a[0]) }, new(func(any) any)),
+		)
+	}
+	return append(o,
+		expr.Function("replace", func(a ...any) (any, error) {
+			s, old, new := a[0].(string), a[1].(string), a[2].(string)
+			if n := strings.Count(s, old); len(s)+n*len(new) > maxText {
+				return nil, errText
+			}
+			return strings.ReplaceAll(s, old, new), nil
+		}, new(func(string, string, string) string)),
+		expr.Function("join", func(a ...any) (any, error) {
+			glue := ""
+			if len(a) == 2 {
+				glue = a[1].(string)
+			}
+			return joinText(a[0], glue)
+		}, new(func([]string, string) string), new(func([]string) string), new(func([]any, string) string), new(func([]any) string)),
+		expr.Function("fromJSON", func(a ...any) (any, error) { return decodeJSON([]byte(a[0].(string))) }, new(func(string) any)),
+		expr.Function("toJSON", func(a ...any) (any, error) {
+			var b bytes.Buffer
+			enc := json.NewEncoder(&b)
+			enc.SetEscapeHTML(false)
+			if err := enc.Encode(a[0]); err != nil {
+				return nil, err
+			}
+			return strings.TrimSuffix(b.String(), "\n"), nil
+		}, new(func(any) string)),
+	)
+}
+
+func joinText(list any, glue string) (any, error) {
+	var parts []string
+	switch list := list.(type) {
+	case []string:
+		parts = list
+	case []any:
+		for _, v := range list {
+			s, ok := v.(string)
+			if !ok {
+				return nil, fmt.Errorf("cannot join %T", v)
+			}
+			parts = append(parts, s)
+		}
+	}
+	n := len(parts) * len(glue)
+	for _, p := range parts {
+		n += len(p)
+	}
+	if n > maxText {
+		return nil, errText
+	}
+	return strings.Join(parts, glue), nil
+}
+
+// bucket spreads texts over n numbers from 0, always the same way (FNV-1a, 64 bits).
+func bucket(s string, n int) (int, error) {
+	if n < 1 {
+		return 0, errors.New("the number of buckets must be at least 1")
+	}
+	h := fnv.New64a()
+	io.WriteString(h, s)
+	return int(h.Sum64() % uint64(n)), nil
+}
+
+// uniq is the library's in linear time, for what a list of a message holds.
+func uniq(list any) ([]any, error) {
+	entries, _ := asList(list)
+	seen := make(map[any]struct{}, len(entries))
+	out := make([]any, 0, len(entries))
+	for _, v := range entries {
+		switch v.(type) {
+		case nil, string, bool, int, float64:
+		default:
+			return nil, fmt.Errorf("cannot compare %T", v)
+		}
+		if _, twice := seen[v]; !twice {
+			seen[v] = struct{}{}
+			out = append(out, v)
+		}
+	}
+	return out, nil
+}

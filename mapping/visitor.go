@@ -1,0 +1,154 @@
+package mapping
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/expr-lang/expr/ast"
+)
+
+// visitor looks at an expression's names and refuses what has no bound or no stable value.
+type visitor struct {
+	side   *side
+	idents []string // names of the message that it reads
+	err    error
+}
+
+func (v *visitor) Visit(node *ast.Node) {
+	switch n := (*node).(type) {
+	case *ast.IdentifierNode:
+		if n.Value == "$env" {
+			v.fail("$env is not available; use the names directly")
+		}
+		if _, known := v.side.env[n.Value]; known && !slices.Contains(v.idents, n.Value) {
+			v.idents = append(v.idents, n.Value)
+		}
+	case *ast.BuiltinNode: // those with predicates stay in the language, whatever is disabled
+		if !slices.Contains(builtins, n.Name) {
+			v.fail(n.Name + "() is not available; its time or its order has no bound")
+		}
+	case *ast.CallNode:
+		v.call(n)
+	case *ast.PredicateNode:
+		v.loop(n)
+	case *ast.MemberNode:
+		if p, ok := n.Property.(*ast.StringNode); ok && n.Node.Type() == reflect.TypeFor[time.Time]() {
+			switch p.Value {
+			case "Format", "Unix", "UnixMilli", "UnixMicro", "UnixNano", "Year", "Month", "Day", "Hour", "Minute", "Second", "YearDay", "String":
+			default:
+				v.fail("time." + p.Value + ` is not available; use time.Format("2006-01-02"), time.Unix() or time.UnixMilli()`)
+			}
+		}
+	}
+}
+
+// call checks the table that lookup or group reads.
+func (v *visitor) call(n *ast.CallNode) {
+	fn, ok := n.Callee.(*ast.IdentifierNode)
+	if !ok {
+		return
+	}
+	if !slices.Contains(functionNames, fn.Value) || !v.side.hasTables && (fn.Value == "lookup" || fn.Value == "group") {
+		// The library's own check lets an unknown function pass where any value will do.
+		v.fail(fmt.Sprintf("unknown function %s()", fn.Value))
+		return
+	}
+	table := GroupTable
+	switch fn.Value {
+	case "lookup":
+		name, ok := n.Arguments[0].(*ast.StringNode)
+		if !ok {
+			v.fail(`lookup() needs the lookup's name as a text in quotes, such as lookup("aliases", device)`)
+			return
+		}
+		table = name.Value
+	case "group":
+	default:
+		return
+	}
+	if err := v.side.checkTable(fn.Value, table); err != nil {
+		v.fail(err.Error())
+	}
+}
+
+func (v *visitor) fail(text string) {
+	if v.err == nil {
+		v.err = errors.New(text)
+	}
+}
+
+// loop checks what is done in each round of a loop. What an element costs is
+// bounded by the payload or the list as a whole; what is outside of the loop is not.
+func (v *visitor) loop(n *ast.PredicateNode) {
+	inner := &rounds{visitor: v}
+	ast.Walk(&n.Node, inner)
+}
+
+// rounds looks at the nodes of a loop's body.
+type rounds struct{ visitor *visitor }
+
+func (r *rounds) Visit(node *ast.Node) {
+	switch n := (*node).(type) {
+	case *ast.PredicateNode:
+		r.visitor.fail("a loop within a loop is not available; its time has no bound")
+	case *ast.BinaryNode:
+		switch n.Operator {
+		case "+", "..":
+			r.small(n.Operator, n.Left, n.Right)
+		case "in", "not in", "matches":
+			if _, list := n.Right.(*ast.ArrayNode); !list {
+				r.small(n.Operator, n.Right)
+			}
+		}
+	case *ast.BuiltinNode:
+		if !slices.Contains(cheap, n.Name) {
+			r.small(n.Name+"()", n.Arguments...)
+		}
+	case *ast.CallNode:
+		if fn, ok := n.Callee.(*ast.IdentifierNode); ok && fn.Value != "lookup" && fn.Value != "group" {
+			r.small(fn.Value+"()", n.Arguments...)
+		}
+	}
+}
+
+// cheap are the builtins whose time and memory do not depend on their arguments' size.
+var cheap = []string{"len", "type", "abs", "ceil", "floor", "round", "int", "float", "get", "first", "last",
+	"hasPrefix", "hasSuffix", "bitand", "bitor", "bitxor", "bitnand", "bitshl", "bitshr", "bitushr", "bitnot"}
+
+// small refuses operands that may be as large as the message.
+func (r *rounds) small(what string, operands ...ast.Node) {
+	for i := range operands {
+		large := &outside{side: r.visitor.side}
+		ast.Walk(&operands[i], large)
+		if large.name != "" {
+			r.visitor.fail("a loop that uses " + what + " on " + large.name + " in each round is not available; its time and memory have no bound")
+		}
+	}
+}
+
+// outside finds a name whose value may be large: any but the subject's parts.
+type outside struct {
+	side *side
+	name string
+}
+
+func (o *outside) Visit(node *ast.Node) {
+	id, ok := (*node).(*ast.IdentifierNode)
+	if !ok || o.name != "" {
+		return
+	}
+	if r, simple := o.side.simple[id.Value]; simple && r.kind != refPayload || id.Value == "sequence" || id.Value == "time" {
+		return
+	}
+	o.name = id.Value
+	if _, known := o.side.env[id.Value]; known || !slices.Contains(functionNames, id.Value) {
+		return
+	}
+	o.name = "" // a call's own name
+	if id.Value == "lookup" || id.Value == "group" {
+		o.name = id.Value + "()"
+	}
+}
