@@ -255,7 +255,7 @@ func (s *speed) leg(ctx context.Context, part string, n int, profiles string) (L
 // spec is how to start what takes from a stream, and the durable it uses.
 func (s *speed) spec(part, stream string) (Spec, string) {
 	if part == "bridge" {
-		return Spec{Part: part, Bridge: bridgeConfig(s.world.nats.ready.URL, s.address, s.Window, stream, "")}, bridgeConsumer
+		return Spec{Part: part, Bridge: bridgeConfig(s.world.nats.ready.URL, s.address, s.Window, 0, stream, "")}, bridgeConsumer
 	}
 	return Spec{Part: part, Loop: &LoopSpec{Hub: s.address, Window: s.Window, NATS: s.world.nats.ready.URL, Stream: stream}}, minimalConsumer
 }
