@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"downlink/bridge/spread"
+	"downlink/bridge/tcplink"
 )
 
 // SpeedOptions say what Speed measures. Zero values have defaults, except those of Rate, HubDelay and Profiles.
@@ -315,13 +316,14 @@ func (s *speed) measure(ctx context.Context, n int, spec Spec, settled func() er
 
 // far measures again through a relay that holds up everything by half of HubDelay each way.
 func (s *speed) far(ctx context.Context, near Comparison) (*Far, error) {
-	relay, err := newDelay(s.address.AMQP, s.HubDelay/2)
+	way, err := tcplink.Listen(s.address.AMQP)
 	if err != nil {
 		return nil, err
 	}
-	defer relay.close()
+	defer way.Close()
+	way.Late(s.HubDelay / 2)
 	there := *s
-	there.address.AMQP, there.Profiles = relay.addr(), ""
+	there.address.AMQP, there.Profiles = way.Addr(), ""
 	rounds, err := there.rounds(ctx)
 	if err != nil {
 		return nil, err
