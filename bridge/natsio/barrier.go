@@ -71,6 +71,7 @@ type held struct {
 	reply  string
 	in     *mapping.Input
 
+	again    bool // it was delivered before, to whomever
 	emitted  bool // let out
 	received bool // the engine has it
 	ours     bool // pending for us at the server: settling it is ours to do
@@ -86,6 +87,7 @@ type arrival struct {
 	seq      uint64 // Sequence.Stream
 	stored   int64
 	reply    string
+	again    bool // the server has delivered it before
 	in       *mapping.Input
 }
 
@@ -158,7 +160,7 @@ func (b *barrier) arrive(a arrival, now time.Time) (*held, outcome) {
 		}
 		h.gone = true
 	}
-	h := &held{seq: a.seq, stored: a.stored, reply: a.reply, in: a.in, ours: true, counted: true}
+	h := &held{seq: a.seq, stored: a.stored, reply: a.reply, again: a.again, in: a.in, ours: true, counted: true}
 	if b.settled.has(a.seq, a.stored) {
 		h.done = true
 		return h, again

@@ -395,7 +395,7 @@ func (p *puller) handle(m *nats.Msg) bool {
 		}
 		started, epoch := p.s.take(arrival{
 			pin: p.pin, consumer: meta.Sequence.Consumer, seq: meta.Sequence.Stream,
-			stored: meta.Timestamp.UnixNano(), reply: m.Reply, in: newInput(m, meta),
+			stored: meta.Timestamp.UnixNano(), reply: m.Reply, again: meta.NumDelivered > 1, in: newInput(m, meta),
 		})
 		if started {
 			p.ask(epoch)

@@ -320,6 +320,9 @@ type delivery struct {
 
 func (d *delivery) Message() *mapping.Input { return d.held.in }
 
+// Redelivered implements bridge.Redelivered.
+func (d *delivery) Redelivered() bool { return d.held.again }
+
 // Ack settles the message. It does not wait for the server.
 func (d *delivery) Ack(context.Context) error { return d.source.settle(d.held, "+ACK") }
 
