@@ -169,8 +169,8 @@ func orDefault[T int | time.Duration](v, d T) T {
 // request is one message on its way to the writer of a link. It is used again
 // once the hub has decided, and no sooner: until then go-amqp may still have it.
 type request struct {
-	message *amqp.Message
-	bytes   []byte // the message's
+	message *amqp.Message // has bytes, now and later
+	bytes   []byte
 	expires time.Time
 	state   atomic.Int32
 	written chan writeResult // buffered: the writer never waits for the caller
@@ -183,14 +183,17 @@ const (
 	gone
 )
 
-var requests = sync.Pool{New: func() any { return &request{written: make(chan writeResult, 1)} }}
+var requests = sync.Pool{New: func() any {
+	r := &request{written: make(chan writeResult, 1)}
+	r.message = wireMessage(&r.bytes)
+	return r
+}}
 
 // keepBytes is the largest buffer that a request keeps for its next message.
 const keepBytes = 4 << 10
 
 // release lets the request be used for another message.
 func (r *request) release() {
-	r.message = nil
 	if cap(r.bytes) > keepBytes {
 		r.bytes = nil
 	}
@@ -245,7 +248,7 @@ func (c *Client) Send(ctx context.Context, e *mapping.Envelope) error {
 		<-c.window
 	}()
 
-	r.message, r.expires = wireMessage(r.bytes), e.ExpiresAt
+	r.expires = e.ExpiresAt
 	for {
 		again, err := c.try(ctx, r)
 		if !again {

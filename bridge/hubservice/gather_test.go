@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -42,11 +43,11 @@ func TestGatherHoldsUp(t *testing.T) {
 		defer far.Close()
 		w := gather(near)
 		failed := make(chan error, 1)
-		written := 0
+		var written atomic.Int64
 		go func() {
 			for {
 				n, err := w.Write(make([]byte, 1<<10))
-				written += n
+				written.Add(int64(n))
 				if err != nil {
 					failed <- err
 					return
@@ -54,7 +55,7 @@ func TestGatherHoldsUp(t *testing.T) {
 			}
 		}()
 		synctest.Wait()
-		require.LessOrEqual(t, written, 2*gatherMost+2<<10)
+		require.LessOrEqual(t, written.Load(), int64(2*gatherMost+2<<10))
 		require.Empty(t, failed)
 		require.Error(t, <-failed) // after writeTimeout, on the bubble's clock
 		_, err := near.Read(make([]byte, 1))

@@ -180,17 +180,17 @@ func badProperty(field, text string) error {
 	return &bridge.Error{Class: bridge.Refused, Op: "encode", Reason: mapping.ReasonBadProperty, Err: fmt.Errorf("%s: %s", field, text)}
 }
 
-// wireMessage makes go-amqp send b as the message, byte for byte.
+// wireMessage makes a message that go-amqp sends as the bytes that are at b then, as they are.
 //
 // go-amqp has no way to send an encoded message, but it asks a Value that can
 // encode itself to write into its buffer; encoded does, and clears what stood
 // before it, the section's descriptor. The buffer's type is internal to go-amqp
 // and is only inferred here, so a go-amqp that changes it does not compile, and
 // TestWireForm pins the result.
-func wireMessage(b []byte) *amqp.Message { return wireMessageFor((*amqp.Message).Marshal, b) }
+func wireMessage(b *[]byte) *amqp.Message { return wireMessageFor((*amqp.Message).Marshal, b) }
 
-func wireMessageFor[B buffer](_ func(*amqp.Message, B) error, b []byte) *amqp.Message {
-	return &amqp.Message{Value: encoded[B](b)}
+func wireMessageFor[B buffer](_ func(*amqp.Message, B) error, b *[]byte) *amqp.Message {
+	return &amqp.Message{Value: (*encoded[B])(b)}
 }
 
 type buffer interface {
@@ -201,8 +201,8 @@ type buffer interface {
 type encoded[B buffer] []byte
 
 // Marshal implements what go-amqp's encoder looks for.
-func (e encoded[B]) Marshal(wr B) error {
+func (e *encoded[B]) Marshal(wr B) error {
 	wr.Reset()
-	wr.Append(e)
+	wr.Append(*e)
 	return nil
 }

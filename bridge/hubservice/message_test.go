@@ -42,7 +42,7 @@ func TestWireForm(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, hex.EncodeToString(b))
 
-		sent, err := wireMessage(b).MarshalBinary()
+		sent, err := wireMessage(&b).MarshalBinary()
 		require.NoError(t, err)
 		require.Equal(t, want, hex.EncodeToString(sent), "go-amqp sends the bytes as they are")
 	}
