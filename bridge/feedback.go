@@ -41,7 +41,7 @@ type Pending interface {
 	// and to and had none. It returns up to when that is done, which is where the
 	// next call goes on; a zero from is the earliest that can still be there.
 	Overdue(ctx context.Context, from, to time.Time, handle func([]*Found) error) (time.Time, error)
-	// Told reports whether a receipt like r was stored since then.
+	// Told reports whether a receipt like r was stored since then; one of a message that is not ours at the same moment.
 	Told(ctx context.Context, r Receipt, since time.Time) (bool, error)
 }
 
@@ -63,6 +63,7 @@ type Feedback struct {
 	o   FeedbackOptions
 	log *slog.Logger
 
+	started                    time.Time
 	records, foreign, repeated atomic.Uint64
 
 	mu      sync.Mutex
@@ -77,7 +78,7 @@ func NewFeedback(o FeedbackOptions) (*Feedback, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
-	return &Feedback{o: o, log: o.Logger.With("component", "feedback", "hub", o.Hub)}, nil
+	return &Feedback{o: o, started: time.Now(), log: o.Logger.With("component", "feedback", "hub", o.Hub)}, nil
 }
 
 // TextForeign is the text of a receipt for a message that this bridge has not
@@ -173,7 +174,16 @@ func (f *Feedback) tell(ctx context.Context, r Record, found *Found) error {
 		f.repeated.Add(1)
 		return nil
 	}
-	if err := f.o.Receipts.Store(ctx, receipt, c); err != nil {
+	told := false
+	if f.unsure() {
+		var err error
+		if told, err = f.o.Pending.Told(ctx, receipt, receipt.At.Add(-clockSkew)); err != nil {
+			return err
+		}
+	}
+	if told {
+		f.repeated.Add(1)
+	} else if err := f.o.Receipts.Store(ctx, receipt, c); err != nil {
 		return err
 	}
 	if found != nil {
@@ -187,6 +197,25 @@ func (f *Feedback) tell(ctx context.Context, r Record, found *Found) error {
 		f.o.Freed(f.o.Hub, r.Device)
 	}
 	return nil
+}
+
+const (
+	// longestLock is how long the hub may keep a batch from other readers (feedback lock duration, 5 s to 300 s): after
+	// that whatever the process before this one had in hand has come again.
+	longestLock = 5 * time.Minute
+	// clockSkew is how far the hub's clock and that of NATS may be apart; more only costs a repeat.
+	clockSkew = 5 * time.Minute
+)
+
+// unsure reports whether a receipt may have been stored without a note of it: by the process before
+// this one, or by a try that failed in the middle. The stream's own memory of repeats lasts two minutes only.
+func (f *Feedback) unsure() bool {
+	if time.Since(f.started) < longestLock {
+		return true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.failing
 }
 
 // supersedes reports whether an outcome is to be told after another one was. A message that was

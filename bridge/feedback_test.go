@@ -220,15 +220,42 @@ func TestFeedbackFailures(t *testing.T) {
 		require.NoError(t, f.Handle(t.Context(), batch), "and delivered once more")
 		told := l.told()
 		slices.Sort(told)
-		if op != "finish m2" { // there the store itself recognises the repeat, by the receipt's ID
-			require.Equal(t, []string{"m1 completed", "m2 completed", "m3 completed"}, told)
-		}
-		require.Subset(t, told, []string{"m1 completed", "m2 completed", "m3 completed"})
+		require.Equal(t, []string{"m1 completed", "m2 completed", "m3 completed"}, told)
 		require.Equal(t, 1, strings.Count(logged.String(), "level=WARN"), logged.String())
 		require.Equal(t, 1, strings.Count(logged.String(), "stored again"), logged.String())
 	}
 	_, err := bridge.NewFeedback(bridge.FeedbackOptions{})
 	require.Error(t, err)
+}
+
+// Long after the start, and without a failure, nobody looks whether something was told; after a failure somebody does.
+func TestFeedbackLooksWhenUnsure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(sent("m1"), sent("m2"), sent("m3"))
+		f := newFeedback(t, l, nil)
+		handle := func(id string) error {
+			return f.Handle(t.Context(), []bridge.Record{{MessageID: id, Device: "d1", Status: "completed"}})
+		}
+		require.NoError(t, handle("m1"))
+		require.Equal(t, 1, l.looked)
+		time.Sleep(10 * time.Minute)
+		require.NoError(t, handle("m2"))
+		require.Equal(t, 1, l.looked)
+		l.fail = func(op string) error {
+			if op == "finish m3" {
+				return errors.New("away")
+			}
+			return nil
+		}
+		require.Error(t, handle("m3"))
+		require.Equal(t, 1, l.looked)
+		l.fail = nil
+		require.NoError(t, handle("m3"))
+		require.Equal(t, 2, l.looked)
+		require.Equal(t, []string{"m1 completed", "m2 completed", "m3 completed"}, l.told())
+		require.NoError(t, handle("m4")) // not ours; nothing failed since
+		require.Equal(t, 2, l.looked)
+	})
 }
 
 func TestDeadline(t *testing.T) {

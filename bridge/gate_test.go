@@ -2,6 +2,8 @@ package bridge
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -237,6 +239,76 @@ func TestKnownFullDevicesDoNotHideTheQuota(t *testing.T) {
 		r.source.publish("COMMANDS", "cmd.healthy", "h2")
 		time.Sleep(10 * time.Minute)
 		require.ErrorContains(t, r.Ready(), "quota", "21 devices refused in a row with no accept between")
+		r.stop()
+	})
+}
+
+// Two streams bring messages for one device. However its queue and the link behave, neither lane is forgotten.
+func TestTwoStreamsForOneDevice(t *testing.T) {
+	for seed := range uint64(50) {
+		synctest.Test(t, func(t *testing.T) {
+			var free atomic.Bool
+			rnd := rand.New(rand.NewPCG(seed, 3))
+			var mu sync.Mutex
+			sender := newFakeSender(func(_ int, e *mapping.Envelope) error {
+				mu.Lock()
+				defer mu.Unlock()
+				switch p := rnd.IntN(10); {
+				case p == 0:
+					return amqpErr(LinkLost, "")
+				case p == 1:
+					return amqpErr(Resend, "")
+				case !free.Load() || p == 2:
+					return amqpErr(QueueFull, "amqp:resource-limit-exceeded")
+				}
+				return nil
+			})
+			r := start(t, sender)
+			for i := range 300 {
+				r.source.publish([]string{"COMMANDS", "ALERTS", "OTHER"}[i%3], fmt.Sprintf("cmd.d%d", i/3%2), fmt.Sprintf("%04d", i))
+			}
+			time.Sleep(30 * time.Second)
+			free.Store(true)
+			for range 20 {
+				r.Freed("main", "d0")
+				time.Sleep(time.Second)
+			}
+			time.Sleep(time.Hour)
+			require.Zero(t, r.Status().Waiting, "seed %d", seed)
+			r.stop()
+		})
+	}
+}
+
+// shortTail gives the messages named "short" little time.
+type shortTail struct{ bySubject }
+
+func (m shortTail) Map(in *mapping.Input) []mapping.Result {
+	results := m.bySubject.Map(in)
+	if string(in.Payload) == "short" {
+		results[0].Envelope.ExpiresAt = in.Time.Add(20 * time.Second)
+	}
+	return results
+}
+
+// What expires behind a head that waits for room does not take its lane's probes away.
+func TestExpiryBehindAWaitingHead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var free atomic.Bool
+		r := start(t, newFakeSender(func(int, *mapping.Envelope) error {
+			if free.Load() {
+				return nil
+			}
+			return amqpErr(QueueFull, "amqp:resource-limit-exceeded")
+		}), func(o *Options) { o.Mapper = shortTail{} })
+		for _, name := range []string{"first", "short", "last"} {
+			r.source.publish("COMMANDS", "cmd.d", name)
+		}
+		time.Sleep(time.Minute)
+		require.Len(t, r.source.terms(), 1)
+		free.Store(true)
+		time.Sleep(time.Minute)
+		require.Equal(t, []string{"first", "last"}, r.source.acks())
 		r.stop()
 	})
 }

@@ -439,7 +439,7 @@ func (h *hub) learn(j job, err error) {
 // remove drops an item that has its fate, and the lane with its last one. The caller holds mu.
 func (h *hub) remove(l *lane, it *item) {
 	l.drop(it)
-	if l.warned {
+	if !l.waits && l.warned { // else it still waits, and must stay among the probes
 		l.warned = false
 		h.probes.forget(l)
 	}

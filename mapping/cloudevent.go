@@ -28,7 +28,7 @@ func isEvent(h map[string][]string) bool {
 
 // eventAttribute is one attribute of a CloudEvent; false if there is none, or no CloudEvent.
 func eventAttribute(h map[string][]string, name string) (string, bool) {
-	if !isEvent(h) {
+	if !isEvent(h) || strings.ToLower(name) != name { // attributes have lower case names
 		return "", false
 	}
 	wire, ok := "", false

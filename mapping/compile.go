@@ -20,7 +20,7 @@ const (
 // Compile checks routes and makes a Table of them. The error joins a *FieldError
 // for every mistake found, with paths such as "routes[2].device".
 func Compile(routes []Route, o TableOptions) (*Table, error) {
-	c := &compiler{o: o, names: map[string]int{}, seen: map[string]bool{}}
+	c := &compiler{o: o, names: map[string]int{}, seen: map[string]bool{}, actions: map[string]*action{}}
 	if c.o.Name == "" {
 		c.o.Name = defaultName
 	}
@@ -41,20 +41,22 @@ func Compile(routes []Route, o TableOptions) (*Table, error) {
 	for _, tmpl := range o.Templates {
 		t.templates = append(t.templates, tmpl.Name)
 	}
+	t.routes = make([]route, len(routes))
 	for i := range routes {
-		t.routes = append(t.routes, c.route(i, &routes[i]))
+		c.route(&t.routes[i], i, &routes[i])
 	}
 	if len(c.errs) > 0 {
 		return nil, errors.Join(c.errs...)
 	}
-	for _, r := range t.routes {
-		if r.core {
+	for i := range t.routes {
+		if r := &t.routes[i]; r.core {
 			t.sources[""] = &matcher{}
 		} else if r.stream != "" {
 			t.sources[r.stream] = &matcher{}
 		}
 	}
-	for i, r := range t.routes {
+	for i := range t.routes {
+		r := &t.routes[i]
 		if r.core || r.stream != "" {
 			t.sources[r.stream].add(r, int32(i))
 			continue
@@ -74,6 +76,8 @@ type compiler struct {
 	errs  []error
 	path  string
 	seen  map[string]bool // places in templates that have had their error
+
+	actions map[string]*action // what routes share
 }
 
 func (c *compiler) fail(path string, err error) {
@@ -85,11 +89,11 @@ func (c *compiler) bad(field, format string, args ...any) {
 	c.fail(c.path+"."+field, fmt.Errorf(format, args...))
 }
 
-func (c *compiler) route(i int, rule *Route) *route {
+func (c *compiler) route(r *route, i int, rule *Route) {
 	c.path = fmt.Sprintf("routes[%d]", i)
 	copied := *rule
 	copied.Allow, copied.Deny = slices.Clone(rule.Allow), slices.Clone(rule.Deny)
-	r := &route{name: rule.Name, bridge: c.o.Name, drop: rule.Drop, also: rule.Also, rest: rule.Default, allow: copied.Allow, deny: copied.Deny, rule: &copied}
+	*r = route{name: rule.Name, also: rule.Also, rest: rule.Default, definition: &definition{drop: rule.Drop, rule: &copied}}
 	if r.name == "" {
 		r.name = fmt.Sprintf("route-%d", i+1)
 	}
@@ -115,7 +119,7 @@ func (c *compiler) route(i int, rule *Route) *route {
 	if p == nil {
 		p = &pattern{} // the rest is still checked
 	}
-	r.pattern, r.literal = p, literalPrefix(p.filter)
+	r.pattern, r.action = p, &action{captures: p.captures, drops: rule.Drop != ""}
 	c.source(r, rule)
 	if rule.When != "" && err == nil {
 		var werr error
@@ -125,10 +129,28 @@ func (c *compiler) route(i int, rule *Route) *route {
 	}
 	if rule.Drop != "" {
 		c.dropOnly(rule)
-		return r
+		return
 	}
-	c.deliver(r, rule, p, err == nil)
-	return r
+	if err != nil {
+		c.deliver(r, &copied, p, false)
+		return
+	}
+	key := sameAction(&copied, p)
+	if same := c.actions[key]; same != nil {
+		r.action = same
+	} else {
+		before := len(c.errs)
+		if c.deliver(r, &copied, p, true); len(c.errs) == before { // else let the next one have its errors too
+			c.actions[key] = r.action
+		}
+	}
+}
+
+// sameAction is the same for two rules if and only if they make the same of a message.
+func sameAction(rule *Route, p *pattern) string {
+	same := *rule
+	same.Name, same.Subject, same.Stream, same.Source, same.When, same.Also, same.Default = "", "", "", "", "", false, false
+	return fmt.Sprintf("%v %#v", p.captures, same)
 }
 
 func checkRouteName(name string) error {
@@ -179,6 +201,8 @@ func (c *compiler) dropOnly(rule *Route) {
 // deliver compiles the rest of a route. Without a good subject its captures are
 // unknown, so that expressions would only give errors that follow from the first.
 func (c *compiler) deliver(r *route, rule *Route, p *pattern, subject bool) {
+	r.allow, r.deny = rule.Allow, rule.Deny
+	r.ttl, r.maxAge, r.priority, r.receipts = rule.Message.TTL, rule.Message.MaxAge, rule.Priority, rule.Receipts
 	choosing, sending := cloudSide(p, c.o), cloudSide(p, c.o)
 	sending.addTarget()
 	compile := func(text string, names *side, as func(string, *side) (*template, error)) (*template, error) {
@@ -378,7 +402,7 @@ func (c *compiler) device(r *route) {
 }
 
 func (c *compiler) needsAllow(r *route, field string, t *template) {
-	for _, id := range []string{"header", "payload", "json"} {
+	for _, id := range []string{"header", "payload", "json", "cloudevent"} {
 		if t.idents[id] && len(r.allow) == 0 {
 			c.bad("allow", `is missing: %s depends on %s, which the publisher chooses; list the devices that the route may reach, such as allow: ["berlin-*"], or ["*"] for all`, field, id)
 			break

@@ -30,6 +30,8 @@ func TestCompileErrors(t *testing.T) {
 		{ok(func(r *Route) { r.Device = "x"; r.Allow = []string{"y*"} }), "device", "not among the devices that the route allows"},
 		{ok(func(r *Route) { r.Device = `{header["D"]}` }), "allow", "depends on header"},
 		{ok(func(r *Route) { r.Device = `{d}{upper(json.x)}` }), "allow", "depends on json"},
+		{ok(func(r *Route) { r.Device = "{cloudevent.subject}" }), "allow", "depends on cloudevent"},
+		{ok(func(r *Route) { r.Device = `{lookup("t", header["X"])}` }), "allow", "depends on header"},
 		{ok(func(r *Route) { r.Device = `{d ?? payload}` }), "allow", "depends on payload"},
 		{ok(func(r *Route) { r.Allow = []string{"*", ""} }), "allow[1]", "can match no device ID"},
 		{ok(func(r *Route) { r.Hub = "nope" }), "hub", `"nope" is not among the hubs: "main"`},
@@ -87,7 +89,7 @@ func TestCompileErrors(t *testing.T) {
 		{Route{Subject: "c", Drop: "x", Receipts: true}, "receipts", "has no use in a route that drops"},
 		{Route{Subject: "c", Drop: " "}, "drop", "one line of text"},
 	} {
-		_, err := Compile([]Route{{Subject: "ok", Drop: "fine"}, c.route}, TableOptions{Hubs: []HubOptions{{Name: "main"}}, Templates: []Template{{Name: "good"}}})
+		_, err := Compile([]Route{{Subject: "ok", Drop: "fine"}, c.route}, TableOptions{Hubs: []HubOptions{{Name: "main"}}, Templates: []Template{{Name: "good"}}, LookupNames: []string{"t"}})
 		require.Error(t, err, c.want)
 		var fe *FieldError
 		require.ErrorAs(t, err, &fe)

@@ -31,7 +31,7 @@ func compileCondition(src string, s *side) (*condition, error) {
 		return conditionType(n)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", src, err)
+		return nil, fmt.Errorf("%s: %w", oneLine(src), err)
 	}
 	if c := simpleCondition(root, s); c != nil {
 		return c, nil

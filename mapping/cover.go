@@ -13,54 +13,163 @@ import (
 // subjects are widened to common parents, the deepest and largest groups first.
 // The result is sorted. The subjects must be valid.
 func Cover(subjects []string, max int) []string {
-	set := make([][]string, 0, len(subjects))
+	set := &subjectSet{}
 	for _, s := range subjects {
-		set = insert(set, strings.Split(s, "."))
+		set.insert(strings.Split(s, "."))
 	}
 	if max < 1 {
 		max = 1
 	}
-	for depth := deepest(set) - 1; len(set) > max && depth >= 0; depth-- {
-		set = widen(set, depth, max)
+	for depth := deepest(set.list()) - 1; set.n > max && depth >= 0; depth-- {
+		set.widen(depth, max)
 	}
-	out := make([]string, len(set))
-	for i, t := range set {
+	list := set.list()
+	out := make([]string, len(list))
+	for i, t := range list {
 		out[i] = strings.Join(t, ".")
 	}
 	slices.Sort(out)
 	return out
 }
 
-// insert adds a subject to a set without overlaps and keeps it so.
-func insert(set [][]string, s []string) [][]string {
-again:
-	for i, t := range set {
+// subjectSet is a set of subjects of which no two overlap, by their tokens.
+type subjectSet struct {
+	root setNode
+	n    int
+}
+
+type setNode struct {
+	next map[string]*setNode // by token, wildcards too
+	end  bool                // a subject ends here
+}
+
+// insert adds a subject. What it takes, and what it overlaps, becomes one with it.
+func (set *subjectSet) insert(s []string) {
+	for {
+		t := set.root.overlapping(s, nil)
 		switch {
-		case !overlap(s, t): // nearly always, and found at the first tokens
+		case t == nil:
+			set.add(s)
+			return
 		case subset(s, t):
-			return set
-		case subset(t, s):
-			set = slices.Delete(set, i, i+1)
-			goto again
-		default:
-			s = join(s, t)
-			set = slices.Delete(set, i, i+1)
-			goto again // the joined subject may now take others
+			return
+		case !subset(t, s):
+			s = join(s, t) // which may now take others
+		}
+		set.remove(t)
+	}
+}
+
+func (set *subjectSet) add(s []string) {
+	n := &set.root
+	for _, t := range s {
+		next := n.next[t]
+		if next == nil {
+			next = &setNode{}
+			if n.next == nil {
+				n.next = map[string]*setNode{}
+			}
+			n.next[t] = next
+		}
+		n = next
+	}
+	n.end = true
+	set.n++
+}
+
+func (set *subjectSet) remove(s []string) {
+	set.root.remove(s)
+	set.n--
+}
+
+// remove takes a subject away below a node, with the nodes that only it needed.
+func (n *setNode) remove(s []string) {
+	if len(s) == 0 {
+		n.end = false
+		return
+	}
+	next := n.next[s[0]]
+	next.remove(s[1:])
+	if !next.end && len(next.next) == 0 {
+		delete(n.next, s[0])
+	}
+}
+
+// overlapping returns a subject below a node that shares a subject with s; nil if
+// there is none. path leads to the node.
+func (n *setNode) overlapping(s, path []string) []string {
+	if len(s) == 0 {
+		if n.end {
+			return path
+		}
+		return nil
+	}
+	via := func(token string, next *setNode) []string {
+		at := append(path[:len(path):len(path)], token)
+		switch {
+		case next == nil:
+			return nil
+		case token == ">":
+			return at
+		case s[0] == ">":
+			return next.any(at)
+		}
+		return next.overlapping(s[1:], at)
+	}
+	if s[0] == "*" || s[0] == ">" {
+		for token, next := range n.next {
+			if t := via(token, next); t != nil {
+				return t
+			}
+		}
+		return nil
+	}
+	for _, token := range [...]string{s[0], "*", ">"} {
+		if t := via(token, n.next[token]); t != nil {
+			return t
 		}
 	}
-	return append(set, s)
+	return nil
+}
+
+// any returns a subject at or below a node.
+func (n *setNode) any(path []string) []string {
+	if n.end {
+		return path
+	}
+	for token, next := range n.next {
+		return next.any(append(path[:len(path):len(path)], token))
+	}
+	return nil
+}
+
+// list returns all subjects, sorted by their tokens.
+func (set *subjectSet) list() [][]string {
+	out := make([][]string, 0, set.n)
+	var walk func(n *setNode, path []string)
+	walk = func(n *setNode, path []string) {
+		if n.end {
+			out = append(out, slices.Clone(path))
+		}
+		for token, next := range n.next {
+			walk(next, append(path, token))
+		}
+	}
+	walk(&set.root, nil)
+	slices.SortFunc(out, slices.Compare)
+	return out
 }
 
 // widen replaces groups of subjects that share their first depth tokens by
 // their parent, the largest groups first, until max suffices.
-func widen(set [][]string, depth, max int) [][]string {
+func (set *subjectSet) widen(depth, max int) {
 	type group struct {
 		parent string
 		n      int
 		flat   bool // every member is one token longer than the parent, and not ">"
 	}
 	groups := map[string]*group{}
-	for _, t := range set {
+	for _, t := range set.list() {
 		if len(t) <= depth {
 			continue
 		}
@@ -86,8 +195,8 @@ func widen(set [][]string, depth, max int) [][]string {
 		return cmp.Compare(a.parent, b.parent)
 	})
 	for _, g := range order {
-		if len(set) <= max {
-			break
+		if set.n <= max {
+			return
 		}
 		wild := ">"
 		if g.flat {
@@ -96,9 +205,8 @@ func widen(set [][]string, depth, max int) [][]string {
 		if g.parent != "" {
 			wild = g.parent + "." + wild
 		}
-		set = insert(set, strings.Split(wild, "."))
+		set.insert(strings.Split(wild, "."))
 	}
-	return set
 }
 
 func deepest(set [][]string) int {

@@ -25,10 +25,10 @@ const (
 
 // deliver fills the fields of an envelope that are the delivery's, and its expiry.
 // It has the device, its hub and Ack already.
-func (r *route) deliver(e *Envelope, s *cloudScope) *RouteError {
+func (t *Table) deliver(r *route, e *Envelope, s *cloudScope) *RouteError {
 	in := s.in
-	e.Priority, e.Unordered = r.rule.Priority, r.unordered
-	ttl := r.rule.Message.TTL
+	e.Priority, e.Unordered = r.priority, r.unordered
+	ttl := r.ttl
 	var wait, replyTo string
 	if len(in.Header) > 0 {
 		if v, ok := headerValue(in.Header, headerTTL); ok {
@@ -53,14 +53,14 @@ func (r *route) deliver(e *Envelope, s *cloudScope) *RouteError {
 		// The AMQP timestamp counts milliseconds (AMQP 1.0 §1.6.17).
 		e.ExpiresAt = in.Time.Add(ttl).Truncate(time.Millisecond).UTC()
 	}
-	if age := r.rule.Message.MaxAge; age > 0 {
+	if age := r.maxAge; age > 0 {
 		e.SendBy = in.Time.Add(age).UTC()
 	}
 	asked := replyTo != "" || in.Reply != ""
 	switch {
-	case in.Reply != "" && r.mayAnswer(in.Reply):
+	case in.Reply != "" && mayAnswer(in.Reply, t.name):
 		e.ReplyTo = in.Reply
-	case replyTo != "" && r.mayReply(replyTo):
+	case replyTo != "" && r.mayReply(replyTo, t.name):
 		e.ReplyTo = replyTo
 	}
 	if e.ReplyTo != "" {
@@ -70,7 +70,7 @@ func (r *route) deliver(e *Envelope, s *cloudScope) *RouteError {
 			e.Ack = AckFull
 		}
 	}
-	e.Receipts = r.rule.Receipts || e.Ack != AckNone || asked
+	e.Receipts = r.receipts || e.Ack != AckNone || asked
 	if r.coalesce != nil {
 		key, ok, err := r.coalesce.eval(s)
 		if err != nil {
@@ -104,16 +104,23 @@ func publisherTTL(v string) (time.Duration, error) {
 	return d, nil
 }
 
-// mayAnswer reports whether the bridge, with its rights, may publish an answer
+// mayAnswer reports whether a bridge, with its rights, may publish an answer
 // where a stranger wants it: anywhere but on NATS's own subjects and ours.
-func (r *route) mayAnswer(subject string) bool {
-	return len(subject) <= maxReplyTo && plainSubject(subject) && (strings.HasPrefix(subject, inboxPrefix) || !reserved(subject, r.bridge))
+func mayAnswer(subject, bridge string) bool {
+	return len(subject) <= maxReplyTo && plainSubject(subject) && (strings.HasPrefix(subject, inboxPrefix) || !reserved(subject, bridge))
 }
 
 // mayReply is mayAnswer for the header, which NATS itself does not check against
 // the publisher's permissions as it does a request's reply subject.
-func (r *route) mayReply(subject string) bool {
-	return r.mayAnswer(subject) && (strings.HasPrefix(subject, inboxPrefix) || r.literal != "" && strings.HasPrefix(subject, r.literal))
+func (r *route) mayReply(subject, bridge string) bool {
+	if !mayAnswer(subject, bridge) {
+		return false
+	}
+	if strings.HasPrefix(subject, inboxPrefix) {
+		return true
+	}
+	prefix := literalPrefix(r.pattern.filter)
+	return prefix != "" && strings.HasPrefix(subject, prefix)
 }
 
 // literalPrefix is what a filter's subjects all begin with: its tokens before the

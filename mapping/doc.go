@@ -20,13 +20,24 @@
 // _INBOX, or the bridge's own (NAME.receipt, NAME.dead, NAME.mailbox) never
 // match, also not by a wildcard.
 //
+// The first route that takes a message gets it, and after one with also: true the
+// next one too. A route with when takes only messages for which that
+// expression is true (nil is not). There, json is nil if the payload is no JSON, so that
+// json?.kind == "x" asks for both. A condition that fails makes the message a dead
+// letter ReasonExpression: to try the next route would send it where it may
+// not belong. A route with default: true takes what no other route took (one
+// with also: true included), wherever it stands. To find a subject's routes costs the
+// subject's depth, not the number of routes.
+//
 // # Templates and expressions
 //
 // Text between braces is an expression of expr-lang/expr; {{ and }} are literal
 // braces. Names on the cloud side: the captures, subject, header, payload (the
 // body as text), json (the body decoded on first use), stream (nil from core
 // NATS), sequence and time (stored time, UTC); where the device is known already
-// (hub, message, properties, coalesce) also target, its ID. On the relay's side: device,
+// (hub, message, properties, coalesce) also target, its ID; and cloudevent, the
+// attributes of a CloudEvent in binary mode (headers ce-…, in any letter case, decoded; empty for
+// anything else; datacontenttype also from Content-Type). On the relay's side: device,
 // property, message (id, correlation_id, user_id, content_type,
 // content_encoding, to, expires, ack) and subject (the original one).
 //
@@ -37,10 +48,25 @@
 // digits, as text); floats are written shortest, as JSON does; true and false as
 // such; a time in RFC 3339. Lists and maps are refused.
 //
-// An expression has no clock, no I/O and no time zones: now, date, timezone,
-// duration, and what iterates a map in random order or without bound (keys,
-// values, toPairs, groupBy, reduce, repeat, a loop within a loop) are refused
-// at load.
+// Functions, beside the operators (?? ?. in contains matches startsWith and so on):
+//
+//   - text: lower, upper, trim, trimPrefix, trimSuffix, split, splitAfter, replace, join,
+//     indexOf, lastIndexOf, hasPrefix, hasSuffix, len, string
+//   - encoding and hashing: toBase64, fromBase64, hex, fromHex, urlEncode, urlDecode
+//     (RFC 3986's unreserved stay), toJSON, fromJSON, sha256 (in hex), bucket(text, n)
+//     (0 to n-1, always the same for a text)
+//   - numbers: int, float, abs, ceil, floor, round, min, max, sum, mean, median, bit…
+//   - lists: map, filter, find, any, all, none, one, count, first, last, take, get,
+//     sort, reverse, uniq, concat, flatten
+//   - time: time.Format("2006-01-02"), time.Unix(), time.UnixMilli() and time's parts
+//   - lookup and group, below
+//
+// An expression has no clock, no I/O and no time zones: what reads them (now,
+// date, timezone, duration) is refused at load. So is what has no bound in time and
+// memory, or no stable order: keys, values, toPairs, groupBy, reduce, repeat, a
+// loop within a loop, and in each round of a loop what works on more than the entry at hand.
+// An expression has at most 4,096 bytes and 500 nodes, makes at most 100,000 list entries
+// and texts of at most 256 KB by replace and join; the payload has at most 64 KB.
 //
 // # Lookups and groups
 //
@@ -49,6 +75,9 @@
 // an object of JSON. So a missing key is a case of absence, below: in device it is a dead
 // letter ReasonAbsent, unless the expression says otherwise with ??. group(name)
 // is lookup("groups", name).
+//
+// allow and deny bound the devices of a route by patterns, however they were
+// chosen; deny goes before allow. Any other is ReasonNotAllowed.
 //
 // devices sends to several devices: a list, or a text of IDs with commas between
 // them, as a header with several values is one (an ID with a comma in it, which
@@ -99,7 +128,14 @@
 // characters the ID becomes "sha256-" and the digest of the original in hex, and
 // the original travels as the property Downlink-Original-Message-Id.
 //
+// A message is ReasonTooLarge if it has more than MaxMessageSize by the hub's way of
+// counting, or properties that make a topic over MaxTopic, which no device on MQTT could get.
+//
 // # Names
+//
+// The properties of the templates that a route uses come before its own; of a
+// name that is in both, the route's own entry counts. Two templates with one name
+// in common do not go together.
 //
 // An application property's name keeps its case, and copies that differ in case
 // alone both travel. But some SDKs fold case, so two explicit properties must

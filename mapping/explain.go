@@ -62,7 +62,8 @@ func (t *Table) Explain(in *Input) *Explanation {
 		if rest && taken == "" && len(x.Results) > 0 {
 			taken = x.Results[0].Route
 		}
-		for i, r := range t.routes {
+		for i := range t.routes {
+			r := &t.routes[i]
 			if r.rest != rest {
 				continue
 			}
@@ -85,13 +86,13 @@ func (t *Table) try(r *route, s *cloudScope, x *Explanation, tried *Tried) bool 
 	if tried.Why = r.whyNot(s); tried.Why != "" {
 		return false
 	}
-	s.pattern = r.pattern
+	s.route = r
 	tried.Captures = r.captured(s)
 	if r.when != nil {
-		tried.Condition = &Value{Field: "when", Expression: r.rule.When}
+		tried.Condition = &Value{Field: "when", Expression: oneLine(r.rule.When)}
 		takes, err := r.takes(s)
 		if err != nil {
-			tried.Condition.Err = strings.TrimPrefix(err.Err.Error(), "{"+r.rule.When+"}: ")
+			tried.Condition.Err = strings.TrimPrefix(err.Err.Error(), "{"+oneLine(r.rule.When)+"}: ")
 			tried.Matched = true
 			x.Results = append(x.Results, t.undecided(r, s, err))
 			return true
@@ -105,7 +106,7 @@ func (t *Table) try(r *route, s *cloudScope, x *Explanation, tried *Tried) bool 
 	}
 	tried.Matched = true
 	x.Results = t.apply(r, s, x.Results)
-	if r.drop == "" {
+	if !r.drops {
 		s.target = firstTarget(x.Results, r.name)
 		tried.Values = r.values(s)
 	}
@@ -148,8 +149,8 @@ func (p *pattern) mismatch(subject string, offs []int) string {
 
 func (r *route) captured(s *cloudScope) []Named {
 	var list []Named
-	for i, c := range r.pattern.captures {
-		list = append(list, Named{c.name, r.pattern.capture(i, s.in.Subject, s.offs)})
+	for _, c := range r.captures {
+		list = append(list, Named{c.name, c.of(s.in.Subject, s.offs)})
 	}
 	return list
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/expr-lang/expr"
 	"github.com/expr-lang/expr/ast"
@@ -72,7 +73,15 @@ func (s *side) known() string {
 type program struct {
 	src    string
 	prog   *vm.Program
-	idents []string
+	idents []string    // names that it reads whole
+	keyed  []keyedName // and those of which it reads some entries
+	reads  []string    // both
+}
+
+// keyedName is a name such as header of which an expression reads certain entries.
+type keyedName struct {
+	name string
+	refs []ref
 }
 
 // compileExpr compiles an expression whose result want accepts.
@@ -86,7 +95,7 @@ func compileExpr(src string, s *side, want func(ast.Node) error) (p part, err er
 	if len(src) > maxExprLength {
 		return p, fmt.Errorf("has %d bytes; at most %d are allowed", len(src), maxExprLength)
 	}
-	seen := &visitor{side: s}
+	seen := &visitor{side: s, uses: map[string]int{}, keys: map[string][]string{}}
 	prog, err := expr.Compile(src, exprOptions(s, seen)...)
 	if seen.err != nil {
 		return p, seen.err
@@ -98,12 +107,17 @@ func compileExpr(src string, s *side, want func(ast.Node) error) (p part, err er
 	if err := want(node); err != nil {
 		return p, err
 	}
-	if p, ok := simplePart(node, s); ok {
-		p.text = src
-		p.prog = &program{src: src, idents: seen.idents}
-		return p, nil
+	p, ok := simplePart(node, s)
+	if !ok {
+		p.kind = partExpr
 	}
-	return part{kind: partExpr, text: src, prog: &program{src: src, prog: prog, idents: seen.idents}}, nil
+	p.text = oneLine(src)
+	p.prog = &program{src: p.text, reads: seen.idents}
+	if !ok {
+		p.prog.prog = prog
+		p.prog.idents, p.prog.keyed = seen.keyed()
+	}
+	return p, nil
 }
 
 // compileError makes one line of the library's several, and names the remedy.
@@ -122,6 +136,16 @@ func compileError(err error, s *side) error {
 		msg += `; parenthesise it, as in (a ?? "b") + c`
 	}
 	return fmt.Errorf("at character %d: %s", fe.Column+1, msg)
+}
+
+// oneLine is an expression's source as messages show it.
+func oneLine(src string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, src)
 }
 
 func firstLine(s string) string {
@@ -201,8 +225,17 @@ func simplePart(node ast.Node, s *side) (part, bool) {
 // machine runs expressions, one at a time. It is kept with a scope, since making one
 // costs as much as running a small expression.
 type machine struct {
-	vm  vm.VM
-	env map[string]any
+	vm      vm.VM
+	env     map[string]any
+	entries []map[string]any // of the keyed names
+}
+
+// forget lets go of a message.
+func (m *machine) forget() {
+	clear(m.env)
+	for _, e := range m.entries {
+		clear(e)
+	}
 }
 
 // run gives the expression's value.
@@ -218,6 +251,19 @@ func (p *program) run(s scope) (any, *valueError) {
 			return nil, &valueError{ReasonExpression, fmt.Errorf("{%s}: %w", p.src, err)}
 		}
 		m.env[id] = v
+	}
+	for i := range p.keyed {
+		if i == len(m.entries) {
+			m.entries = append(m.entries, make(map[string]any, 4))
+		}
+		k, entries := &p.keyed[i], m.entries[i]
+		clear(entries)
+		for j := range k.refs {
+			if v, ok := s.ref(&k.refs[j]); ok {
+				entries[k.refs[j].name] = v
+			}
+		}
+		m.env[k.name] = entries
 	}
 	v, err := m.vm.Run(p.prog, m.env)
 	if err != nil {

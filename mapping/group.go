@@ -44,9 +44,7 @@ func (t *Table) several(r *route, s *cloudScope, results []Result) []Result {
 		if first != nil && !r.perTarget {
 			*e = *first
 			e.Device = id
-			if n := e.Size(); n > MaxMessageSize {
-				err = tooLarge(n)
-			}
+			err = checkSize(e)
 		} else if err = t.fill(e, nil, r, s, id); err == nil {
 			first = e
 		}

@@ -108,11 +108,11 @@ func unhex(c byte) byte {
 	return 255
 }
 
-// escapedLen is the length of s percent-encoded as in a path: the device ID in the "to" property.
+// escapedLen is the length of s percent-encoded as in a path or in a topic's property bag.
 func escapedLen(s string) int {
 	n := len(s)
 	for i := 0; i < len(s); i++ {
-		if classes[s[i]]&classItem == 0 && s[i] != '~' {
+		if classes[s[i]]&classURL == 0 {
 			n += 2
 		}
 	}

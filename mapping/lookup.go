@@ -3,7 +3,6 @@ package mapping
 import (
 	"bytes"
 	"encoding/csv"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -202,7 +201,7 @@ func (s *side) lookup(table string, key any) (any, error) {
 	switch key.(type) {
 	case nil: // an absent header has no alias
 		return nil, nil
-	case string, int, json.Number, bool, float64:
+	case string, int, bool, float64:
 	default:
 		return nil, errors.New("a key is a text or a number")
 	}

@@ -84,6 +84,36 @@ func (e *Envelope) Size() int {
 	return n
 }
 
+// MaxTopic is the longest topic of MQTT in bytes (MQTT 3.1.1 §1.5.3). The hub writes all
+// properties of a message into the topic, percent-encoded.
+const MaxTopic = 65535
+
+// TopicSize is the length of the topic under which a device on MQTT receives the
+// message (IoT Hub, "Communicate with an IoT hub using the MQTT protocol"): one over
+// MaxTopic can never get there, although its Size may do.
+func (e *Envelope) TopicSize() int {
+	n := len("devices/"+"/messages/devicebound/") + len(e.Device) +
+		len("%24.to=%2Fdevices%2F%2Fmessages%2Fdevicebound") + escapedLen(percentEncode(e.Device, classURL))
+	system := func(name, value string) {
+		if value != "" {
+			n += len("&"+"=") + len(name) + escapedLen(value)
+		}
+	}
+	if !e.ExpiresAt.IsZero() {
+		system("%24.exp", "2006-01-02T15:04:05.0000000Z")
+	}
+	system("%24.mid", e.MessageID)
+	system("%24.cid", e.CorrelationID)
+	system("%24.uid", e.UserID)
+	system("%24.ct", e.ContentType)
+	system("%24.ce", e.ContentEncoding)
+	system("iothub-ack", string(e.Ack))
+	for i := range e.Properties {
+		n += len("&"+"=") + escapedLen(e.Properties[i].Name) + escapedLen(e.Properties[i].Value)
+	}
+	return n
+}
+
 // Reason is why a message becomes a dead letter or is dropped. Reasons appear in subjects,
 // headers and metrics, so they are lower case words joined by "-".
 type Reason string

@@ -118,7 +118,7 @@ func (m *RelayMap) setSubject(text string, allowed bool) error {
 			continue
 		}
 		b.WriteString(hole)
-		if p.splice && slices.Contains(p.prog.idents, "subject") {
+		if p.splice && slices.Contains(p.prog.reads, "subject") {
 			m.uses = true
 		}
 	}

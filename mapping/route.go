@@ -31,7 +31,7 @@ type Route struct {
 	Device string `yaml:"device"`
 	// Devices sends to several devices instead of one: an expression that gives a list, such as '{group("pumps")}' or '{json.targets}', or a text with commas between device IDs. At most 100,000; one named twice gets the message once.
 	Devices string `yaml:"devices"`
-	// Allow lists the devices the route may reach, as patterns with "*" for any run of characters. Required when device, or devices, depends on a header or the payload.
+	// Allow lists the devices the route may reach, as patterns with "*" for any run of characters. Required when device, or devices, depends on a header (a CloudEvent's included) or the payload.
 	Allow []string `yaml:"allow"`
 	// Priority orders what is ready to be sent: higher goes first. It never changes the order of one device's messages.
 	Priority int `yaml:"priority"`

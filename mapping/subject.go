@@ -210,13 +210,12 @@ func splitSubject(s string, offs []int) []int {
 	return append(offs, len(s)+1)
 }
 
-// capture returns what capture i took of a subject that matches.
-func (p *pattern) capture(i int, s string, offs []int) string {
-	c := &p.captures[i]
+// of returns what a capture took of a subject that its pattern takes.
+func (c *capture) of(subject string, offs []int) string {
 	if c.rest {
-		return s[offs[c.token]:]
+		return subject[offs[c.token]:]
 	}
-	return s[offs[c.token] : offs[c.token+1]-1]
+	return subject[offs[c.token] : offs[c.token+1]-1]
 }
 
 // SubjectToken makes one token of a NATS subject of any text: every byte outside

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -71,7 +72,7 @@ func TestMatchAndCapture(t *testing.T) {
 		require.Equal(t, c.want != nil, p.mismatch(c.subject, offs) == "", c)
 		require.Equal(t, c.want != nil, matchSubject(strings.Split(p.filter, "."), c.subject), c)
 		for i, want := range c.want {
-			require.Equal(t, want, p.capture(i, c.subject, offs))
+			require.Equal(t, want, p.captures[i].of(c.subject, offs))
 		}
 	}
 }
@@ -128,6 +129,8 @@ func TestCoverProperties(t *testing.T) {
 		}
 		most := 1 + rnd.IntN(8)
 		got := Cover(in, most)
+		rnd.Shuffle(len(in), func(i, j int) { in[i], in[j] = in[j], in[i] })
+		require.Equal(t, got, Cover(in, most), "the order of %q is no matter", in)
 		require.LessOrEqual(t, len(got), most)
 		for i, a := range got {
 			for _, b := range got[:i] {
@@ -173,4 +176,16 @@ func TestCoverOfMany(t *testing.T) {
 	got := Cover(in, 256)
 	require.LessOrEqual(t, len(got), 256)
 	require.Greater(t, len(got), 200) // no wider than needed, give or take a group
+}
+
+func TestCoverOfVeryMany(t *testing.T) {
+	var in []string
+	for i := range 20_000 {
+		in = append(in, fmt.Sprintf("cmd.site%d.fleet%d.*.>", i%300, i))
+	}
+	begin := time.Now()
+	got := Cover(in, 256)
+	require.Equal(t, []string{"cmd.>"}, got)
+	require.Len(t, Cover(in[:256], 256), 256)
+	require.Less(t, time.Since(begin), 30*time.Second)
 }

@@ -6,12 +6,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Table is a compiled list of routes. It is immutable: all methods are safe for concurrent use.
 type Table struct {
 	name     string
-	routes   []*route            // all, in order
+	routes   []route             // all, in order
 	sources  map[string]*matcher // what a stream's messages ("": core NATS) may match
 	anywhere *matcher            // what messages of any other stream may match: drops that name no source
 	hubs     map[string]HubOptions
@@ -23,16 +24,28 @@ type Table struct {
 
 // route is a Route, compiled.
 type route struct {
-	name      string
-	bridge    string // the bridge's name
-	pattern   *pattern
-	literal   string // what all its subjects begin with
-	stream    string
-	core      bool
-	drop      string
-	also      bool
-	rest      bool       // default: for what no other route took
-	when      *condition // nil: always
+	*action
+	name string
+	when *condition // nil: always
+	also bool
+	rest bool // default: for what no other route took
+	core bool
+	*definition
+}
+
+// definition is what of a route its messages need not look at.
+type definition struct {
+	drop    string
+	stream  string
+	pattern *pattern
+	rule    *Route
+}
+
+// action is what a route makes of a message. Routes that differ in their subjects and names
+// alone share one: it is compiled once, and near when it is needed.
+type action struct {
+	captures  []capture
+	drops     bool // and the rest is not set
 	hub       string
 	chooseHub *template // or an expression
 	device    *template
@@ -41,7 +54,10 @@ type route struct {
 	allow     []string
 	deny      []string
 	fields    [len(fieldNames)]*template // nil: not set
-	rule      *Route
+	ttl       time.Duration
+	maxAge    time.Duration
+	priority  int
+	receipts  bool
 	ack       Ack
 	unordered bool
 	coalesce  *template // nil: not coalesced
@@ -66,20 +82,29 @@ var fieldNames = [...]string{"message.message_id", "message.correlation_id", "me
 // cloudScope is one message as templates see it.
 type cloudScope struct {
 	in      *Input
-	pattern *pattern
+	route   *route
 	offs    []int
 	header  map[string]any
 	json    any
 	decoded bool
 	jsonErr error
 	m       machine
+	text    string // the payload, once it was asked for
 	asking  bool   // a condition is being evaluated
 	target  string // the device that is sent to
 }
 
 func (s *cloudScope) reset() {
-	clear(s.m.env) // the message is the caller's again
+	s.m.forget() // the message is the caller's again
 	*s = cloudScope{offs: s.offs[:0], m: s.m}
+}
+
+// payload is the body as text, of which one copy is enough.
+func (s *cloudScope) payload() string {
+	if s.text == "" {
+		s.text = string(s.in.Payload)
+	}
+	return s.text
 }
 
 func (s *cloudScope) machine() *machine { return &s.m }
@@ -87,7 +112,7 @@ func (s *cloudScope) machine() *machine { return &s.m }
 func (s *cloudScope) ref(r *ref) (string, bool) {
 	switch r.kind {
 	case refCapture:
-		return s.pattern.capture(r.index, s.in.Subject, s.offs), true
+		return s.route.captures[r.index].of(s.in.Subject, s.offs), true
 	case refHeader:
 		return headerValue(s.in.Header, r.name)
 	case refSubject:
@@ -95,7 +120,7 @@ func (s *cloudScope) ref(r *ref) (string, bool) {
 	case refStream:
 		return s.in.Stream, s.in.Stream != ""
 	case refPayload:
-		return string(s.in.Payload), true
+		return s.payload(), true
 	case refTarget:
 		return s.target, true
 	case refEvent:
@@ -119,7 +144,7 @@ func (s *cloudScope) name(id string) (any, error) {
 		}
 		return s.header, nil
 	case "payload":
-		return string(s.in.Payload), nil
+		return s.payload(), nil
 	case "json":
 		if !s.decoded {
 			s.json, s.jsonErr = decodeJSON(s.in.Payload)
@@ -146,9 +171,9 @@ func (s *cloudScope) name(id string) (any, error) {
 	case "cloudevent":
 		return event(s.in.Header), nil
 	}
-	for i := range s.pattern.captures {
-		if s.pattern.captures[i].name == id {
-			return s.pattern.capture(i, s.in.Subject, s.offs), nil
+	for i := range s.route.captures {
+		if c := &s.route.captures[i]; c.name == id {
+			return c.of(s.in.Subject, s.offs), nil
 		}
 	}
 	return nil, nil // a variable of the expression's own
@@ -188,8 +213,8 @@ func (t *Table) walk(routes *trie, s *cloudScope) []Result {
 		if i = routes.next(s.in.Subject, s.offs, i); i == noRoute {
 			return results
 		}
-		r := t.routes[i]
-		s.pattern = r.pattern
+		r := &t.routes[i]
+		s.route = r
 		takes, err := r.takes(s)
 		switch {
 		case err != nil:
@@ -229,7 +254,7 @@ func (t *Table) undecided(r *route, s *cloudScope, err *RouteError) Result {
 // apply adds what a route that matches makes of the message.
 func (t *Table) apply(r *route, s *cloudScope, results []Result) []Result {
 	switch {
-	case r.drop != "":
+	case r.drops:
 		return append(results, Result{Route: r.name, Drop: r.drop})
 	case r.devices != nil:
 		return t.several(r, s, results)
@@ -295,7 +320,7 @@ func (t *Table) fill(e *Envelope, props []Property, r *route, s *cloudScope, dev
 		}
 		e.Hub, documented = h.Name, h.DocumentedCharset
 	}
-	if err := r.deliver(e, s); err != nil {
+	if err := t.deliver(r, e, s); err != nil {
 		return err
 	}
 	id := ""
@@ -360,8 +385,21 @@ func (t *Table) fill(e *Envelope, props []Property, r *route, s *cloudScope, dev
 	if len(b.props) > 0 {
 		e.Properties = b.props
 	}
-	if n := e.Size(); n > MaxMessageSize {
+	return checkSize(e)
+}
+
+// checkSize refuses before the wire what can never get to its device.
+func checkSize(e *Envelope) *RouteError {
+	n := e.Size()
+	if n > MaxMessageSize {
 		return tooLarge(n)
+	}
+	if n-len(e.Body) < MaxTopic/6 { // at most five bytes for one, and some hundred for all
+		return nil
+	}
+	if n := e.TopicSize(); n > MaxTopic {
+		return &RouteError{Field: "message", Reason: ReasonTooLarge,
+			Err: fmt.Errorf("has properties that make an MQTT topic of %d bytes; a topic has at most %d", n, MaxTopic)}
 	}
 	return nil
 }

@@ -315,3 +315,22 @@ func TestMapConcurrently(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+func TestTopicsThatMQTTCannotCarry(t *testing.T) {
+	r := Route{Subject: "c", Device: "d", Properties: []PropertyRule{{Name: "p", Value: `{header["P"]}`}}}
+	e := envelope(t, r, input("c", "P", strings.Repeat("ü", 10_000)))
+	require.Less(t, e.Size(), MaxMessageSize)
+	require.LessOrEqual(t, e.TopicSize(), MaxTopic)
+	err := routeError(t, r, input("c", "P", strings.Repeat("ü", 11_000)))
+	require.Equal(t, ReasonTooLarge, err.Reason)
+	require.ErrorContains(t, err, "MQTT topic of 66")
+
+	// The estimate that saves the count never lets too long a topic through.
+	in := input("c")
+	in.Header = map[string][]string{}
+	r.Properties = []PropertyRule{{Headers: "*"}}
+	for i := range 13_200 {
+		in.Header[string([]byte{'!' + byte(i%90), '!' + byte(i/90)})] = []string{""}
+	}
+	require.Equal(t, ReasonTooLarge, routeError(t, r, in).Reason)
+}

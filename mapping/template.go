@@ -162,14 +162,14 @@ func compileAs(s string, side *side, single func(ast.Node) error) (*template, er
 			continue
 		}
 		if p.splice && !side.splice {
-			return nil, fmt.Errorf("{%s...}: the dots belong to a capture in subject; write {%s} here", p.text, p.text)
+			return nil, fmt.Errorf("{%s...}: the dots belong to a capture in subject; write {%s} here", oneLine(p.text), oneLine(p.text))
 		}
 		c, err := compileExpr(p.text, side, want)
 		if err != nil {
-			return nil, fmt.Errorf("{%s}: %w", p.text, err)
+			return nil, fmt.Errorf("{%s}: %w", oneLine(p.text), err)
 		}
 		c.splice = p.splice
-		for _, id := range c.prog.idents {
+		for _, id := range c.prog.reads {
 			t.idents[id] = true
 		}
 		t.parts = append(t.parts, c)

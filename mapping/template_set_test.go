@@ -61,6 +61,7 @@ func TestCloudEvents(t *testing.T) {
 	event := []string{"ce-specversion", "1.0", "ce-id", "1", "ce-type", "com.example.a", "ce-source", "/a%20b%25", "ce-tenant", "acme"}
 	require.Equal(t, map[string]string{"type": "com.example.a", "src": "/a b%", "ext": "ACME", "n": "5"}, value(event...))
 	require.Equal(t, map[string]string{"type": "com.example.a", "src": "/a b%", "ext": "ACME", "n": "6", "ct": "text/plain"}, value(append(event, "Content-Type", "text/plain")...))
+	require.Empty(t, envelope(t, Route{Subject: "c", Device: "d", Properties: []PropertyRule{{Name: "x", Value: "{cloudevent.Type}"}}}, input("c", event...)).Properties)
 	require.Equal(t, "a/b", value(append(event, "Content-Type", "text/plain", "ce-datacontenttype", "a/b")...)["ct"])
 	require.Equal(t, map[string]string{"type": "t", "ext": "NONE", "n": "2", "src": "%zz"}, func() map[string]string {
 		m := value("Ce-Specversion", "1.0", "Ce-Type", "t", "CE-SOURCE", "%zz")

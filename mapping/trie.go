@@ -9,75 +9,153 @@ import (
 // trie finds the routes whose subjects take a subject, in a time that depends on
 // the subject's depth and not on how many routes there are. Routes are numbers,
 // and a lower one goes first.
-type trie struct{ root trieNode }
+//
+// With very many routes nearly all of the time goes into memory that is not in the
+// processor's caches. So what has one route only is no node but stands in its
+// parent, and what routes have in common is kept once.
+type trie struct {
+	root  trieEdge
+	tails map[string]*[]token
+	texts strings.Builder
+}
+
+// trieEdge leads to a node, or to one route and what is left of its subject. The
+// zero value leads nowhere.
+type trieEdge struct {
+	node  *trieNode
+	tail  *[]token // shared
+	route int32
+}
 
 type trieNode struct {
-	tokens   map[string]*trieNode
-	one      *trieNode // a capture or *: any token
-	ends     []int32   // routes whose subject ends here, in order
-	rest     []int32   // routes that take one token or more from here
-	min, max int32     // of the routes at and below the node
+	min, max int32 // of the routes below
+	tokens   map[string]trieEdge
+	one      trieEdge // a capture or *: any token
+	ends     []int32  // routes whose subject ends here, in order
+	rest     []int32  // routes that take one token or more from here
 }
 
 const noRoute = math.MaxInt32
 
 // insert adds a route; they come in order.
-func (t *trie) insert(p *pattern, route int32) {
-	n := &t.root
-	n.reach(route)
-	for i := range p.tokens {
-		tok := &p.tokens[i]
-		if tok.kind == tokenRest {
-			n.rest = append(n.rest, route)
-			return
-		}
-		next := n.one
-		if tok.kind == tokenText {
-			next = n.tokens[tok.text]
-		}
-		if next == nil {
-			next = &trieNode{min: route}
-			switch {
-			case tok.kind == tokenOne:
-				n.one = next
-			case n.tokens == nil:
-				n.tokens = map[string]*trieNode{tok.text: next}
-			default:
-				n.tokens[tok.text] = next
-			}
-		}
-		n = next
-		n.reach(route)
+func (t *trie) insert(p *pattern, route int32) { t.add(&t.root, p.tokens, route) }
+
+func (t *trie) add(e *trieEdge, tokens []token, route int32) {
+	switch {
+	case e.node != nil:
+	case e.tail == nil:
+		e.tail, e.route = t.tail(tokens), route
+		return
+	default:
+		tail, first := *e.tail, e.route
+		*e = trieEdge{node: &trieNode{min: first}}
+		t.push(e.node, tail, first)
 	}
-	n.ends = append(n.ends, route)
+	t.push(e.node, tokens, route)
 }
 
-func (n *trieNode) reach(route int32) {
-	n.max = route + 1 // so that the zero value is an empty node
+// push adds a route below a node.
+func (t *trie) push(n *trieNode, tokens []token, route int32) {
+	n.max = route
+	if len(tokens) == 0 {
+		n.ends = append(n.ends, route)
+		return
+	}
+	switch tok := &tokens[0]; tok.kind {
+	case tokenRest:
+		n.rest = append(n.rest, route)
+	case tokenOne:
+		t.add(&n.one, tokens[1:], route)
+	default:
+		child, known := n.tokens[tok.text]
+		text := tok.text
+		if !known {
+			text = t.text(text)
+		}
+		t.add(&child, tokens[1:], route)
+		if n.tokens == nil {
+			n.tokens = map[string]trieEdge{}
+		}
+		n.tokens[text] = child
+	}
+}
+
+// tail returns the one copy of a list of tokens.
+func (t *trie) tail(tokens []token) *[]token {
+	var key strings.Builder
+	for _, tok := range tokens {
+		key.WriteByte(byte(tok.kind))
+		key.WriteString(tok.text)
+		key.WriteByte('.')
+	}
+	if t.tails == nil {
+		t.tails = map[string]*[]token{}
+	}
+	shared, ok := t.tails[key.String()]
+	if !ok {
+		shared = &tokens
+		t.tails[key.String()] = shared
+	}
+	return shared
+}
+
+// text returns a copy that stands beside those of the other routes, not in the middle of a subject.
+func (t *trie) text(s string) string {
+	const chunk = 64 << 10
+	if t.texts.Cap()-t.texts.Len() < len(s) {
+		t.texts = strings.Builder{}
+		t.texts.Grow(max(chunk, len(s)))
+	}
+	begin := t.texts.Len()
+	t.texts.WriteString(s)
+	return t.texts.String()[begin:]
 }
 
 // next returns the first route behind another one (-1: of all) that takes a subject; noRoute if there is none.
 func (t *trie) next(subject string, offs []int, after int32) int32 {
-	return t.root.next(subject, offs, 0, after, noRoute)
+	return t.root.next(subject, offs, after, noRoute)
 }
 
-func (n *trieNode) next(subject string, offs []int, level int, after, best int32) int32 {
-	if n.max <= after+1 || n.min >= best {
+// next looks behind an edge, where the subject's tokens from the first of offs on are left.
+func (e *trieEdge) next(subject string, offs []int, after, best int32) int32 {
+	n := e.node
+	if n == nil {
+		if e.tail != nil && e.route > after && e.route < best && takes(*e.tail, subject, offs) {
+			return e.route
+		}
 		return best
 	}
-	if level == len(offs)-1 {
+	if n.max <= after || n.min >= best {
+		return best
+	}
+	if len(offs) == 1 {
 		return min(best, above(n.ends, after))
 	}
 	best = min(best, above(n.rest, after))
 	if n.tokens != nil {
-		if child := n.tokens[subject[offs[level]:offs[level+1]-1]]; child != nil {
-			best = child.next(subject, offs, level+1, after, best)
+		if child, ok := n.tokens[subject[offs[0]:offs[1]-1]]; ok {
+			best = child.next(subject, offs[1:], after, best)
 		}
 	}
-	if n.one != nil {
-		best = n.one.next(subject, offs, level+1, after, best)
+	return n.one.next(subject, offs[1:], after, best)
+}
+
+// takes reports whether a pattern's tokens take the tokens that are left.
+func takes(tokens []token, subject string, offs []int) bool {
+	for i := range tokens {
+		if i+1 >= len(offs) {
+			return false
+		}
+		switch t := &tokens[i]; t.kind {
+		case tokenRest:
+			return true
+		case tokenText:
+			if subject[offs[i]:offs[i+1]-1] != t.text {
+				return false
+			}
+		}
 	}
-	return best
+	return len(tokens) == len(offs)-1
 }
 
 // above is the first number of a sorted list that is greater than another; noRoute if none is.
@@ -98,7 +176,14 @@ func (t *trie) cover(p *pattern, before int32, ok func(int32) bool) int32 {
 	return t.root.cover(p.tokens, before, ok)
 }
 
-func (n *trieNode) cover(tokens []token, before int32, ok func(int32) bool) int32 {
+func (e *trieEdge) cover(tokens []token, before int32, ok func(int32) bool) int32 {
+	n := e.node
+	if n == nil {
+		if e.tail != nil && e.route < before && covers(*e.tail, tokens) && ok(e.route) {
+			return e.route
+		}
+		return noRoute
+	}
 	if n.min >= before {
 		return noRoute
 	}
@@ -120,13 +205,28 @@ func (n *trieNode) cover(tokens []token, before int32, ok func(int32) bool) int3
 	if tokens[0].kind == tokenRest {
 		return best
 	}
-	if n.one != nil {
-		best = min(best, n.one.cover(tokens[1:], before, ok))
-	}
-	if child := n.tokens[tokens[0].text]; tokens[0].kind == tokenText && child != nil {
-		best = min(best, child.cover(tokens[1:], before, ok))
+	best = min(best, n.one.cover(tokens[1:], before, ok))
+	if tokens[0].kind == tokenText {
+		if child, known := n.tokens[tokens[0].text]; known {
+			best = min(best, child.cover(tokens[1:], before, ok))
+		}
 	}
 	return best
+}
+
+// covers reports whether everything that b takes, a takes too.
+func covers(a, b []token) bool {
+	for i, t := range a {
+		switch {
+		case t.kind == tokenRest:
+			return i < len(b)
+		case i >= len(b) || b[i].kind == tokenRest:
+			return false
+		case t.kind == tokenText && (b[i].kind != tokenText || b[i].text != t.text):
+			return false
+		}
+	}
+	return len(a) == len(b)
 }
 
 // matcher has the routes that messages of one source may match.

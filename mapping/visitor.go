@@ -13,8 +13,27 @@ import (
 // visitor looks at an expression's names and refuses what has no bound or no stable value.
 type visitor struct {
 	side   *side
-	idents []string // names of the message that it reads
+	idents []string            // names of the message that it reads
+	uses   map[string]int      // how often each
+	keys   map[string][]string // for those of side.lookups: the constants that they are indexed by
 	err    error
+}
+
+// keyed separates the names that are only indexed by constants from the others.
+func (v *visitor) keyed() (idents []string, keyed []keyedName) {
+	for _, id := range v.idents {
+		if keys := v.keys[id]; len(keys) > 0 && len(keys) == v.uses[id] {
+			slices.Sort(keys)
+			k := keyedName{name: id}
+			for _, key := range slices.Compact(keys) {
+				k.refs = append(k.refs, ref{kind: v.side.lookups[id], name: key})
+			}
+			keyed = append(keyed, k)
+			continue
+		}
+		idents = append(idents, id)
+	}
+	return idents, keyed
 }
 
 func (v *visitor) Visit(node *ast.Node) {
@@ -23,8 +42,11 @@ func (v *visitor) Visit(node *ast.Node) {
 		if n.Value == "$env" {
 			v.fail("$env is not available; use the names directly")
 		}
-		if _, known := v.side.env[n.Value]; known && !slices.Contains(v.idents, n.Value) {
-			v.idents = append(v.idents, n.Value)
+		if _, known := v.side.env[n.Value]; known {
+			if !slices.Contains(v.idents, n.Value) {
+				v.idents = append(v.idents, n.Value)
+			}
+			v.uses[n.Value]++
 		}
 	case *ast.BuiltinNode: // those with predicates stay in the language, whatever is disabled
 		if !slices.Contains(builtins, n.Name) {
@@ -35,6 +57,11 @@ func (v *visitor) Visit(node *ast.Node) {
 	case *ast.PredicateNode:
 		v.loop(n)
 	case *ast.MemberNode:
+		if id, ok := n.Node.(*ast.IdentifierNode); ok {
+			if key, ok := n.Property.(*ast.StringNode); ok && v.side.lookups[id.Value] != refNone {
+				v.keys[id.Value] = append(v.keys[id.Value], key.Value)
+			}
+		}
 		if p, ok := n.Property.(*ast.StringNode); ok && n.Node.Type() == reflect.TypeFor[time.Time]() {
 			switch p.Value {
 			case "Format", "Unix", "UnixMilli", "UnixMicro", "UnixNano", "Year", "Month", "Day", "Hour", "Minute", "Second", "YearDay", "String":

@@ -12,7 +12,8 @@ import (
 func (t *Table) Warnings() []*FieldError {
 	var all []*FieldError
 	used := map[string]bool{}
-	for i, r := range t.routes {
+	for i := range t.routes {
+		r := &t.routes[i]
 		for _, name := range r.rule.Use {
 			used[name] = true
 		}
@@ -58,7 +59,7 @@ func (t *Table) Warnings() []*FieldError {
 
 // shadow is the route that leaves nothing to route i; noRoute if there is none.
 func (t *Table) shadow(i int32) int32 {
-	r := t.routes[i]
+	r := &t.routes[i]
 	m := t.anywhere
 	if r.core || r.stream != "" {
 		m = t.sources[r.stream]

@@ -15,7 +15,7 @@ import (
 // maxFilters is how many filter subjects a consumer gets; more are widened to common parents.
 const maxFilters = 256
 
-// buildBridge adds the cloud side: sources, engine, hubs and dead letters.
+// buildBridge adds the cloud side: sources, engine, hubs, mailbox and dead letters.
 func (a *App) buildBridge(c *config.Bridge) error {
 	var err error
 	if a.bridgeNATS, err = a.openNATS("bridge", c.Name, c.NATS); err != nil {
@@ -78,6 +78,9 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	a.checks = append(a.checks, dead.Ready)
 	a.parts.add(layerClients, "dead letters", dead.Run)
 	o.DeadLetters = dead
+	if o.Mailbox, err = a.buildMailbox(c, nats); err != nil {
+		return err
+	}
 
 	engine, err := bridge.New(o)
 	if err != nil {
@@ -93,7 +96,16 @@ func (a *App) buildBridge(c *config.Bridge) error {
 func (a *App) buildSources(c *config.Bridge, table *mapping.Table, nats *natsio.Conn) ([]bridge.Source, error) {
 	var sources []bridge.Source
 	for _, stream := range streams(c.Routes) {
-		s, err := natsio.NewJetStreamSource(a.sourceOptions(c, table, nats, stream))
+		o := a.sourceOptions(c, table, nats, stream)
+		var err error
+		create, replicas := storage(c)
+		o.Lease, err = natsio.NewLease(natsio.LeaseOptions{
+			Conn: nats, Name: c.Name, Stream: stream, Create: create, Replicas: replicas, Logger: a.options.Logger,
+		})
+		if err != nil {
+			return nil, err
+		}
+		s, err := natsio.NewJetStreamSource(o)
 		if err != nil {
 			return nil, err
 		}
@@ -115,6 +127,23 @@ func (a *App) buildSources(c *config.Bridge, table *mapping.Table, nats *natsio.
 		sources = append(sources, s)
 	}
 	return sources, nil
+}
+
+// buildMailbox makes the place for what waits.
+func (a *App) buildMailbox(c *config.Bridge, nats *natsio.Conn) (bridge.Mailbox, error) {
+	create, replicas := storage(c)
+	m, err := natsio.NewMailbox(natsio.MailboxOptions{
+		Conn: nats, Name: c.Name, Create: create, Replicas: replicas, Sources: streams(c.Routes),
+		MaxBytes: c.Storage.MailboxMaxBytes, Logger: a.options.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(streams(c.Routes)) > 0 { // what core NATS brings is never put there
+		a.checks = append(a.checks, m.Ready)
+		a.parts.add(layerClients, "mailbox", m.Run)
+	}
+	return m, nil
 }
 
 // drained stops a source from taking more as soon as the engine drains: what the
@@ -170,7 +199,7 @@ func routesOf(routes []config.Route, stream string) []string {
 
 func (a *App) buildHubs(c *config.Bridge, r *receipts) ([]bridge.HubOptions, error) {
 	var list []bridge.HubOptions
-	for i, h := range c.Hubs {
+	for _, h := range c.Hubs {
 		o, err := HubOptions(h)
 		if err != nil {
 			return nil, fmt.Errorf("hub %s: %w", h.Name, err)
@@ -193,7 +222,7 @@ func (a *App) buildHubs(c *config.Bridge, r *receipts) ([]bridge.HubOptions, err
 		a.checks = append(a.checks, client.Ready)
 		a.statuses["hub "+h.Name] = func() any { return client.Stats() }
 		a.parts.add(layerClients, "hub "+h.Name, client.Run)
-		if err := a.buildFeedback(h, c.Routes, i == 0, client, r); err != nil {
+		if err := a.buildFeedback(c, h, client, r); err != nil {
 			return nil, err
 		}
 		list = append(list, bridge.HubOptions{Name: h.Name, Sender: client, Window: h.Window, Pace: pace(&h)})
@@ -236,13 +265,16 @@ func HubOptions(h config.Hub) (hubservice.Options, error) {
 }
 
 func (a *App) deadOptions(c *config.Bridge, nats *natsio.Conn) natsio.DeadLettersOptions {
-	o := natsio.DeadLettersOptions{
-		Conn: nats, Name: c.Name, Create: c.Storage.Create == nil || *c.Storage.Create, Sources: streams(c.Routes),
+	create, replicas := storage(c)
+	return natsio.DeadLettersOptions{
+		Conn: nats, Name: c.Name, Create: create, Replicas: replicas, Sources: streams(c.Routes),
 		MaxAge: c.Storage.DeadMaxAge, MaxBytes: c.Storage.DeadMaxBytes, Logger: a.options.Logger,
 	}
+}
+
+// storage says how the bridge's own streams and buckets are made.
+func storage(c *config.Bridge) (create bool, replicas int) {
 	// Anything but a number is "source": as many as the source streams have.
-	if n, err := strconv.Atoi(c.Storage.Replicas); err == nil {
-		o.Replicas = n
-	}
-	return o
+	replicas, _ = strconv.Atoi(c.Storage.Replicas)
+	return c.Storage.Create == nil || *c.Storage.Create, replicas
 }

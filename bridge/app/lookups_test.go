@@ -24,6 +24,7 @@ bridge:
     - {name: groups, file: %q}
   routes:
     - {name: all, subject: "all.{kind}", stream: COMMANDS, devices: "{group(kind)}"}
+    - {name: rest, default: true, stream: COMMANDS, device: s-a, when: 'subject != "other.no"'}
     - {name: one, subject: "one.{alias}", stream: COMMANDS, start: all, device: '{lookup("aliases", alias)}'}
 `
 
@@ -31,7 +32,7 @@ func TestNothingIsMappedBeforeTheLookups(t *testing.T) {
 	cloud, edge := bridgetest.RunNATS(t), bridgetest.RunNATS(t)
 	hub := bridgetest.RunHub(t, "s-a", "s-b", "s-c")
 	js := cloud.JetStream(t)
-	cloud.CreateStream(t, "COMMANDS", "all.>", "one.>")
+	cloud.CreateStream(t, "COMMANDS", "all.>", "one.>", "other.>")
 	groups := filepath.Join(t.TempDir(), "groups.yaml")
 	require.NoError(t, os.WriteFile(groups, []byte("pumps: [s-a, s-b, s-a]\n"), 0o600))
 	publish(t, js, nats.NewMsg("one.c"))
@@ -53,6 +54,11 @@ func TestNothingIsMappedBeforeTheLookups(t *testing.T) {
 	require.Len(t, subjects, 3)
 	require.Equal(t, subjects["s-a"], subjects["s-b"])
 	require.Regexp(t, `^COMMANDS:2:[0-9a-z]+:all$`, subjects["s-a"])
+
+	// What no route takes goes to the default route, whose subject is all that the stream has.
+	publish(t, js, nats.NewMsg("other.no"))
+	publish(t, js, nats.NewMsg("other.x"))
+	require.Equal(t, "COMMANDS:4:", read(t, edge.JetStream(t), "EDGE", 4)[3].Headers().Get("Downlink-Message-Id")[:11])
 
 	publish(t, js, nats.NewMsg("one.nobody"))
 	dead := read(t, js, "DOWNLINK_DEAD", 1)[0]

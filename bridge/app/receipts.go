@@ -29,11 +29,8 @@ func (a *App) buildReceipts(c *config.Bridge, nats *natsio.Conn) (*receipts, err
 	if n, err := strconv.Atoi(c.Storage.Replicas); err == nil {
 		o.Replicas = n
 	}
-	for _, r := range c.Routes {
-		o.Wanted = o.Wanted || asksAck(r)
-	}
 	for _, h := range c.Hubs {
-		o.Wanted = o.Wanted || h.Feedback == "always"
+		o.Wanted = o.Wanted || h.Feedback == "always" || c.AsksFeedback(h.Name)
 	}
 	store, err := natsio.NewReceipts(o)
 	if err != nil {
@@ -49,13 +46,8 @@ func (a *App) buildReceipts(c *config.Bridge, nats *natsio.Conn) (*receipts, err
 	return &receipts{store: store}, nil
 }
 
-// asksAck reports whether a route asks the hub for feedback.
-func asksAck(r config.Route) bool {
-	return r.Message.Ack != "" && r.Message.Ack != "none"
-}
-
 // buildFeedback adds the reading of one hub's feedback, as the hub's configuration says.
-func (a *App) buildFeedback(h config.Hub, routes []config.Route, first bool, client *hubservice.Client, r *receipts) error {
+func (a *App) buildFeedback(c *config.Bridge, h config.Hub, client *hubservice.Client, r *receipts) error {
 	if h.Feedback == "never" {
 		return nil
 	}
@@ -73,10 +65,7 @@ func (a *App) buildFeedback(h config.Hub, routes []config.Route, first bool, cli
 	a.statuses["feedback "+h.Name] = func() any { return flow.Stats() }
 	a.countFeedback(h.Name, flow, client)
 
-	now := h.Feedback == "always"
-	for _, route := range routes {
-		now = now || asksAck(route) && (route.Hub == h.Name || route.Hub == "" && first)
-	}
+	now := h.Feedback == "always" || c.AsksFeedback(h.Name)
 	a.parts.add(layerFlows, "feedback of "+h.Name, func(ctx context.Context) error {
 		if !now && r.store.WaitAsked(ctx, h.Name) != nil {
 			return nil // the end came first

@@ -36,6 +36,7 @@ type Issuer struct {
 	lifetime time.Duration
 	granted  int
 	change   func(claims map[string]any)
+	asserts  func(assertion string) bool
 }
 
 // RunIssuer starts an issuer on a free port of 127.0.0.1.
@@ -78,7 +79,7 @@ func (i *Issuer) discovery(w http.ResponseWriter, _ *http.Request) {
 
 func (i *Issuer) token(w http.ResponseWriter, r *http.Request) {
 	secret := r.FormValue("client_secret")
-	if r.PathValue("tenant") != i.Tenant || r.FormValue("client_id") != i.Client || secret != i.secret() {
+	if r.PathValue("tenant") != i.Tenant || r.FormValue("client_id") != i.Client || secret != i.secret() && !i.asserted(r.FormValue("client_assertion")) {
 		// As no decent issuer would, it repeats the secret.
 		reply(w, http.StatusUnauthorized, map[string]any{"error": "invalid_client", "error_description": "AADSTS7000215: Invalid client secret provided: " + secret})
 		return
@@ -95,6 +96,20 @@ func (i *Issuer) token(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, map[string]any{
 		"token_type": "Bearer", "expires_in": int(lifetime / time.Second), "access_token": i.Sign(map[string]any{"aud": audience}),
 	})
+}
+
+func (i *Issuer) asserted(assertion string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return assertion != "" && i.asserts != nil && i.asserts(assertion)
+}
+
+// Assert has good decide about client assertions, which stand in for the secret:
+// signed with a certificate's key, or a federated service's token.
+func (i *Issuer) Assert(good func(assertion string) bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.asserts = good
 }
 
 func (i *Issuer) secret() string {

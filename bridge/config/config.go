@@ -210,6 +210,8 @@ type Storage struct {
 	DeadMaxAge time.Duration `yaml:"dead_max_age"`
 	// DeadMaxBytes bounds their stream. Default 1GiB.
 	DeadMaxBytes int64 `yaml:"dead_max_bytes"`
+	// MailboxMaxBytes bounds the stream of what waits beyond the memory, when it is created; a full one leaves messages at their source. Default 0: no bound of its own.
+	MailboxMaxBytes int64 `yaml:"mailbox_max_bytes"`
 	// ReceiptsMaxAge is how long receipts are kept. Default 7d.
 	ReceiptsMaxAge time.Duration `yaml:"receipts_max_age"`
 	// ReceiptsMaxBytes bounds their stream, and the bucket of what still waits for feedback. Default 1GiB.

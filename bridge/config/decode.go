@@ -7,14 +7,15 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxValues bounds what aliases can blow a small file up to.
-const maxValues = 100_000
+// moreValues is how many values aliases can make of a file beyond the bytes that it has.
+const moreValues = 100_000
 
 // decoder fills the structs from YAML nodes, strictly: unknown and duplicate
 // keys and wrong types are mistakes, and it goes on after each.
 type decoder struct {
 	*problems
 	values int
+	most   int // of them
 }
 
 // value decodes n into v. path has its place already.
@@ -22,9 +23,9 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 	for n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
-	if d.values++; d.values > maxValues {
-		if d.values == maxValues+1 {
-			d.addf(path, "more than %d values; do without aliases", maxValues)
+	if d.values++; d.values > d.most {
+		if d.values == d.most+1 {
+			d.addf(path, "more than %d values; do without aliases", d.most)
 		}
 		return
 	}

@@ -51,6 +51,7 @@ var defaults = []defaultValue{
 	{path: "bridge.storage.replicas", value: "source"},
 	{path: "bridge.storage.dead_max_age", value: "30d"},
 	{path: "bridge.storage.dead_max_bytes", value: "1GiB"},
+	{path: "bridge.storage.mailbox_max_bytes", doc: "no bound of its own"},
 	{path: "bridge.storage.receipts_max_age", value: "7d"},
 	{path: "bridge.storage.receipts_max_bytes", value: "1GiB"},
 

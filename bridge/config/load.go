@@ -128,7 +128,7 @@ func decode(name string, b []byte) (*Config, *problems) {
 		return nil, p
 	}
 	c := &Config{}
-	d := &decoder{problems: p}
+	d := &decoder{problems: p, most: moreValues + len(b)}
 	d.section(root, reflect.ValueOf(c).Elem(), "")
 	p.named(fixes)
 	p.resolve(c)

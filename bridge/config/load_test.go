@@ -75,6 +75,7 @@ func TestFull(t *testing.T) {
 	require.Equal(t, "3", b.Storage.Replicas)
 	require.Equal(t, 7*24*time.Hour, b.Storage.DeadMaxAge)
 	require.Equal(t, int64(64<<20), b.Storage.DeadMaxBytes)
+	require.Equal(t, int64(2<<30), b.Storage.MailboxMaxBytes)
 	require.Equal(t, 48*time.Hour, b.Storage.ReceiptsMaxAge)
 	require.Equal(t, int64(2<<20), b.Storage.ReceiptsMaxBytes)
 	require.Equal(t, []string{"never", "auto"}, []string{b.Hubs[0].Feedback, b.Hubs[1].Feedback})

@@ -12,8 +12,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxFile bounds a configuration file; a real one has some kilobytes.
-const maxFile = 1 << 20
+// maxFile bounds a configuration file; a real one has some kilobytes, one with 100,000 routes some megabytes.
+const maxFile = 64 << 20
 
 func itoa(n int) string { return strconv.Itoa(n) }
 

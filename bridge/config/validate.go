@@ -91,6 +91,7 @@ func (p *problems) bridge(b *Bridge) {
 	}
 	p.starts(b)
 	p.storage(&b.Storage)
+	p.unread(b)
 
 	for i := range b.Routes {
 		p.values("bridge.routes["+itoa(i)+"]", b.Routes[i].Properties)
@@ -226,6 +227,9 @@ func (p *problems) starts(b *Bridge) {
 	}
 }
 
+// minMailbox is room for a few of the largest messages.
+const minMailbox = 1 << 20
+
 func (p *problems) storage(s *Storage) {
 	const at = "bridge.storage."
 	if n, err := strconv.Atoi(s.Replicas); s.Replicas != "source" && (err != nil || n < 1 || n > 5) {
@@ -236,6 +240,9 @@ func (p *problems) storage(s *Storage) {
 	}
 	if s.DeadMaxBytes <= 0 {
 		p.addf(at+"dead_max_bytes", "%d is too small; it must be more than 0", s.DeadMaxBytes)
+	}
+	if s.MailboxMaxBytes < 0 || s.MailboxMaxBytes > 0 && s.MailboxMaxBytes < minMailbox {
+		p.addf(at+"mailbox_max_bytes", "%d is too small; it must be 1MiB or more, or 0 for no bound", s.MailboxMaxBytes)
 	}
 	if s.ReceiptsMaxAge <= 0 {
 		p.addf(at+"receipts_max_age", "%s is too short; it must be more than 0s", formatDuration(s.ReceiptsMaxAge))

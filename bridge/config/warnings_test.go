@@ -14,7 +14,7 @@ import (
 func TestWarnings(t *testing.T) {
 	text := []byte(`version: 1
 bridge:
-  hubs: [{embedded: true}]
+  hubs: [{embedded: true}, {name: deaf, feedback: never, connection_string: "HostName=h.azure-devices.net;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0"}]
   routes:
     - {subject: "z.>", drop: tests}
     - {subject: "a.{x}", stream: S, also: true, device: "{x}"}
@@ -33,6 +33,9 @@ bridge:
         - {headers: "*", strip: "Z-"}
         - {headers: "X-*", strip: "X-Y-"}
     - {subject: "z.{x}", source: core, device: "{x}"}
+    - {subject: "y.{x}", source: core, device: "{x}", hub: deaf, message: {ack: full}}
+    - {subject: "x.{x}", source: core, device: "{x}", hub: deaf, message: {ack: none}}
+    - {subject: "w.{x}", source: core, device: "{x}", message: {ack: full}}
 relay:
   devices: [{embedded: d}]
   publish: {subject: "edge.{device}.{{verb}}"}
@@ -43,7 +46,8 @@ relay:
 		`c.yaml:14: bridge.routes[4].properties[0].value: "{{verb}}": doubled braces stand for literal ones: {{verb}} is the text {verb}; write {verb} for a value`,
 		`c.yaml:17: bridge.routes[4].properties[3].strip: "Y-": no header that matches "X-*" begins with it, so nothing is stripped (letter case counts)`,
 		`c.yaml:21: bridge.routes[5].subject: "z.{x}": no message ever gets here: routes[0] (route-1) takes all of them; put this route before it, or set also: true there`,
-		`c.yaml:24: relay.publish.subject: "edge.{device}.{{verb}}": doubled braces stand for literal ones: {{verb}} is the text {verb}; write {verb} for a value`,
+		`c.yaml:22: bridge.routes[6].message.ack: full, but hub deaf has feedback: never, so what the hub tells is not read here and each outcome becomes unknown`,
+		`c.yaml:27: relay.publish.subject: "edge.{device}.{{verb}}": doubled braces stand for literal ones: {{verb}} is the text {verb}; write {verb} for a value`,
 	}
 	c, err := config.Parse("c.yaml", text)
 	require.NoError(t, err)

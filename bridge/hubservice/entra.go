@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 )
 
@@ -107,31 +109,40 @@ func entraCredentials(e Entra, host string, roots *x509.CertPool) *credentials {
 		if err != nil {
 			return token{}, e.explain(err, secret)
 		}
-		return token{
-			text: entraPrefix + t.Token, kind: entraTokenType, audience: entraScope,
-			expires: t.ExpiresOn, left: t.ExpiresOn.Sub(now),
-		}, nil
+		left := t.ExpiresOn.Sub(now)
+		if left <= 0 {
+			left = time.Minute // by a clock that is wrong; whether it is over, the hub tells
+		}
+		return token{text: entraPrefix + t.Token, kind: entraTokenType, audience: entraScope, expires: t.ExpiresOn, left: left}, nil
 	}
 	return &credentials{host: host, ways: []*way{w}}
 }
 
+// longestEntraText has room for the default credential's list of what it tried.
+const longestEntraText = 800
+
 // explain says in one line why there is no token, without the secret, whatever
 // the other side wrote.
 func (e Entra) explain(err error, secret string) error {
-	if secret != "" {
-		redact := func(text string) string {
-			text = strings.ReplaceAll(text, secret, "<redacted>")
-			return strings.ReplaceAll(text, url.QueryEscape(secret), "<redacted>")
+	text, refused := err.Error(), false
+	if failed, ok := errors.AsType[*azidentity.AuthenticationFailedError](err); ok && failed.RawResponse != nil {
+		status := failed.RawResponse.StatusCode
+		refused = status/100 == 4 && status != http.StatusTooManyRequests
+		// Of the answer only this is for people (RFC 6749 §5.2).
+		var answer struct {
+			Error       string `json:"error"`
+			Description string `json:"error_description"`
 		}
-		return e.problem(err, redact(err.Error()))
+		if b, err := runtime.Payload(failed.RawResponse); err == nil && json.Unmarshal(b, &answer) == nil && answer.Error != "" {
+			text = fmt.Sprintf("%d %s: %s", status, answer.Error, answer.Description)
+		}
 	}
-	return e.problem(err, err.Error())
-}
-
-func (e Entra) problem(err error, text string) error {
-	failed, ok := errors.AsType[*azidentity.AuthenticationFailedError](err)
-	refused := ok && failed.RawResponse != nil && failed.RawResponse.StatusCode/100 == 4
-	return &entraError{who: e.Who(), text: oneLine(text), refused: refused}
+	if secret != "" {
+		for _, s := range []string{secret, url.QueryEscape(secret)} {
+			text = strings.ReplaceAll(text, s, "<redacted>")
+		}
+	}
+	return &entraError{who: e.Who(), text: shortened(strings.Join(strings.Fields(text), " "), longestEntraText), refused: refused}
 }
 
 // knownAuthorities are Azure's clouds; any other authority is not asked for at

@@ -3,8 +3,15 @@ package hubservice_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	"github.com/stretchr/testify/require"
 
 	"downlink/bridge/bridgetest"
@@ -59,9 +67,9 @@ func entraOptions(t *testing.T, issuer *bridgetest.Issuer, devices ...string) (*
 	o.ConnectionString = ""
 	o.Host = h.Hostname()
 	o.RootCAs = h.RootCAs()
-	pem, err := os.ReadFile(issuer.CAFile())
+	text, err := os.ReadFile(issuer.CAFile())
 	require.NoError(t, err)
-	require.True(t, o.RootCAs.AppendCertsFromPEM(pem))
+	require.True(t, o.RootCAs.AppendCertsFromPEM(text))
 	o.Entra = &hubservice.Entra{TenantID: issuer.Tenant, ClientID: issuer.Client, ClientSecretFile: file, Authority: issuer.Authority()}
 	log := &logText{}
 	o.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -94,7 +102,7 @@ func TestEntra(t *testing.T) {
 // Renewed before it expires, on the same link; the hub would close it otherwise.
 func TestEntraRenewal(t *testing.T) {
 	issuer := bridgetest.RunIssuer(t)
-	issuer.SetLifetime(4 * time.Second)
+	issuer.SetLifetime(6 * time.Second)
 	_, o, _, _ := entraOptions(t, issuer, "d1")
 	c := run(t, o)
 	ctx := within(t, 60*time.Second)
@@ -116,6 +124,7 @@ func TestEntraRefusesTheClient(t *testing.T) {
 	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "unauthorized: no Entra token for ") }, 20*time.Second, time.Millisecond)
 	text := c.Ready().Error()
 	require.Contains(t, text, fmt.Sprintf("client %q of tenant %q", issuer.Client, issuer.Tenant))
+	require.Contains(t, text, ": 401 invalid_client: AADSTS7000215: Invalid client secret provided: <redacted>; ")
 	require.Contains(t, text, "check tenant, client and its secret or certificate")
 	require.NotContains(t, text, "\n")
 	require.NotContains(t, log.String(), "not the secret")
@@ -169,11 +178,76 @@ func TestEntraDefault(t *testing.T) {
 	c := run(t, o)
 	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1"}))
 	require.Equal(t, 1, issuer.Granted())
+}
 
-	// Workload identity: a service account's token in a file, exchanged for one of Entra.
-	o.Entra = &hubservice.Entra{Authority: issuer.Authority(), Identity: hubservice.EntraWorkload, TenantID: issuer.Tenant, ClientID: issuer.Client}
+// An application's certificate: the assertion is signed with the key in the file.
+func TestEntraCertificate(t *testing.T) {
+	issuer := bridgetest.RunIssuer(t)
+	_, o, _, _ := entraOptions(t, issuer, "d1")
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	require.NoError(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	require.NoError(t, err)
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	text := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})...)
+	file := filepath.Join(t.TempDir(), "client.pem")
+	require.NoError(t, os.WriteFile(file, text, 0o600))
+	issuer.Assert(func(assertion string) bool {
+		// Which RSA algorithm, azidentity chooses by the kind of authority.
+		signed, err := jose.ParseSignedCompact(assertion, []jose.SignatureAlgorithm{jose.RS256, jose.PS256})
+		if err != nil {
+			return false
+		}
+		_, err = signed.Verify(&key.PublicKey)
+		return err == nil
+	})
+	o.Entra = &hubservice.Entra{TenantID: issuer.Tenant, ClientID: issuer.Client, ClientCertificateFile: file, Authority: issuer.Authority()}
+	c := run(t, o)
+	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1"}))
+	require.Equal(t, 1, issuer.Granted())
+
+	require.NoError(t, os.WriteFile(file, []byte("no certificate"), 0o600))
 	c = run(t, o)
+	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), file+": ") }, 10*time.Second, time.Millisecond)
+}
+
+// Workload identity: a service account's token in a file is exchanged for one of Entra.
+func TestEntraWorkload(t *testing.T) {
+	issuer := bridgetest.RunIssuer(t)
+	_, o, _, _ := entraOptions(t, issuer, "d1")
+	o.Entra = &hubservice.Entra{Authority: issuer.Authority(), Identity: hubservice.EntraWorkload, TenantID: issuer.Tenant, ClientID: issuer.Client}
+	c := run(t, o) // without the webhook's variable
 	require.Eventually(t, func() bool {
 		return strings.Contains(fmt.Sprint(c.Ready()), fmt.Sprintf("no Entra token for workload identity client %q of tenant %q", issuer.Client, issuer.Tenant))
 	}, 10*time.Second, time.Millisecond)
+
+	file := filepath.Join(t.TempDir(), "token")
+	require.NoError(t, os.WriteFile(file, []byte("the service account's token"), 0o600))
+	issuer.Assert(func(assertion string) bool { return assertion == "the service account's token" })
+	t.Setenv("AZURE_FEDERATED_TOKEN_FILE", file)
+	c = run(t, o)
+	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1"}))
+}
+
+// Managed identity, by the endpoint that App Service puts into the environment.
+func TestEntraManaged(t *testing.T) {
+	issuer := bridgetest.RunIssuer(t)
+	h, o, _, _ := entraOptions(t, issuer, "d1")
+	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-IDENTITY-HEADER") != "header" || r.FormValue("resource") != "https://iothubs.azure.net" || r.FormValue("client_id") != issuer.Client {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		fmt.Fprintf(w, `{"access_token": %q, "expires_on": "%d", "resource": "https://iothubs.azure.net", "token_type": "Bearer"}`,
+			issuer.Sign(nil), time.Now().Add(time.Hour).Unix())
+	}))
+	t.Cleanup(endpoint.Close)
+	t.Setenv("IDENTITY_ENDPOINT", endpoint.URL)
+	t.Setenv("IDENTITY_HEADER", "header")
+	o.Entra = &hubservice.Entra{Identity: hubservice.EntraManaged, ClientID: issuer.Client}
+	c := run(t, o)
+	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1"}))
+	require.Len(t, h.Queue("d1"), 1)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"downlink/bridge"
 	"downlink/bridge/bridgetest"
 	"downlink/bridge/emulator"
+	"downlink/bridge/emulator/amqpd"
 	"downlink/bridge/emulator/c2d"
 	"downlink/bridge/emulator/fault"
 	"downlink/bridge/emulator/feedback"
@@ -270,6 +272,27 @@ func TestFeedbackLinkRefused(t *testing.T) {
 	require.Zero(t, c.Stats().Reconnects)
 	stop()
 	require.Equal(t, 1, strings.Count(logged.String(), "feedback is not read"), logged.String())
+}
+
+// The hub detaches what has no valid token any more and keeps the connection: the feedback link gets a new
+// token on it and is made again.
+func TestFeedbackLinkDetached(t *testing.T) {
+	h := feedbackHub(t, emulator.Options{AMQP: amqpd.Behaviour{DetachExpired: true}})
+	c := run(t, options(h))
+	r := &reader{}
+	read(t, c, r)
+	d, err := h.Device("good")
+	require.NoError(t, err)
+	eventually(t, "attached", func() bool { return c.Ready() == nil })
+	for i := range 3 {
+		id := fmt.Sprint("m", i)
+		eventually(t, "there is a new token to expire", func() bool { return h.ExpireServiceTokens() == 1 })
+		h.Feedback().Add(feedback.Record{MessageID: id, Device: "good", Generation: d.GenerationID, Status: "Success", At: time.Now()})
+		// What came just before the detach may come twice.
+		eventually(t, "read again", func() bool { return slices.Contains(r.told(), id+" completed") })
+	}
+	eventually(t, "ready", func() bool { return c.Ready() == nil })
+	require.Zero(t, c.Stats().Reconnects)
 }
 
 // What nobody can read is counted and settled, without a word of it in the log.

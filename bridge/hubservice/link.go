@@ -35,7 +35,6 @@ type link struct {
 	sender *amqp.Sender
 	grant  grant        // the token in use; the token keeper's once the link is up
 	grants atomic.Int64 // tokens that the hub took
-	closed int64        // detaches that the opening of the link explains
 
 	broken chan struct{} // closed by fail
 	over   chan struct{} // closed once nobody can find the link any more
@@ -122,7 +121,6 @@ func (c *Client) open(ctx context.Context, l *link, w *way, t token, tried []*wa
 				return nil
 			}
 			err = fmt.Errorf("attach to %s: %w", sendAddress, orContext(ctx, err))
-			l.closed++ // if the hub refused it, a detach followed
 		}
 		if !isUnauthorized(err) || isLinkLoss(err) {
 			return err
@@ -325,27 +323,24 @@ func (l *link) watch(stall time.Duration) {
 	}
 }
 
-// errHubClosed is the cause of a link that the hub closed without a reason.
-var errHubClosed = errors.New("the hub closed the link")
-
-// watchEnds gives the link up when the hub has closed one of its links or the
-// session: go-amqp tells only those who send.
+// watchEnds gives the link up when the hub has closed the session, the sender or
+// the way to $cbs: go-amqp tells only those who send.
 func (l *link) watchEnds() {
 	for {
-		if l.wire.ends.Load() > l.closed {
-			l.fail(l.closedCause())
-			return
-		}
 		select {
 		case <-l.broken:
 			return
 		case <-l.wire.ended:
+			if err := l.closedCause(); err != nil {
+				l.fail(err)
+				return
+			}
 		}
 	}
 }
 
 // closedCause is why, once go-amqp has got to the frame: by then it has passed on
-// what the hub had decided before.
+// what the hub had decided before. nil: what was closed is none of these.
 func (l *link) closedCause() error {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -361,7 +356,7 @@ func (l *link) closedCause() error {
 		case <-tick.C:
 		}
 	}
-	return errHubClosed // the receiver of $cbs, which nobody needs without its sender
+	return nil
 }
 
 // causeTries are the milliseconds that go-amqp gets.

@@ -444,3 +444,20 @@ func TestManySendersThroughLosses(t *testing.T) {
 	require.Len(t, seen, 1000)
 	require.Greater(t, p.opened(), 5)
 }
+
+// The hub closes the link with its answers to tokens: messages go on until the
+// next token is due, which then takes a new connection.
+func TestAnswersLinkClosed(t *testing.T) {
+	p := runPeer(t, script{})
+	o := testOptions(p)
+	o.TokenLifetime = 4 * time.Second
+	c, _ := runClient(t, o)
+	ctx := ctxTimeout(t, 20*time.Second)
+	require.NoError(t, c.Send(ctx, command()))
+	p.last().detachAnswers()
+	require.NoError(t, c.Send(ctx, command()))
+	require.Never(t, func() bool { return p.opened() > 1 }, 1500*time.Millisecond, 10*time.Millisecond)
+	require.NoError(t, c.Send(ctx, command()))
+	require.Eventually(t, func() bool { return p.opened() == 2 && c.Ready() == nil }, 10*time.Second, time.Millisecond)
+	require.NoError(t, c.Send(ctx, command()))
+}

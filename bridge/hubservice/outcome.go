@@ -188,7 +188,9 @@ func hubText(e *amqp.Error) string {
 
 // oneLine makes what the peer wrote fit for an error or a log line. A peer that
 // echoes our token does not get it into a log.
-func oneLine(s string) string {
+func oneLine(s string) string { return shortened(s, longestHubErrorText) }
+
+func shortened(s string, limit int) string {
 	for _, mark := range []string{"SharedAccessSignature", entraPrefix + "ey"} { // a JWT begins with {"
 		if i := strings.Index(s, mark); i >= 0 {
 			s = s[:i] + "<redacted>"
@@ -200,8 +202,8 @@ func oneLine(s string) string {
 		}
 		return r
 	}, strings.ToValidUTF8(s, "?")))
-	if len(runes) > longestHubErrorText {
-		return string(runes[:longestHubErrorText]) + "…"
+	if len(runes) > limit {
+		return string(runes[:limit]) + "…"
 	}
 	return strings.TrimSpace(string(runes))
 }

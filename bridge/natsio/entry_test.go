@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"net/http"
+	"reflect"
 	"slices"
 	"strconv"
 	"testing"
@@ -231,4 +232,53 @@ func FuzzTokens(f *testing.F) {
 		require.Equal(t, s == "", key == "-")
 		require.False(t, slices.ContainsFunc([]byte(key), func(b byte) bool { return b <= ' ' || b >= 0x7f || b == '.' || b == '*' || b == '>' }))
 	})
+}
+
+// Whoever adds a field to an envelope, a message or a parcel adds it to the entry.
+func TestEntryHasEveryField(t *testing.T) {
+	p := &bridge.Parcel{Envelope: &mapping.Envelope{}, Message: &mapping.Input{}}
+	n := 0
+	var fill func(v reflect.Value)
+	fill = func(v reflect.Value) {
+		n++
+		switch x := v.Addr().Interface().(type) {
+		case *time.Time:
+			*x = time.Unix(int64(n), 0).UTC()
+			return
+		case *[]byte:
+			*x = []byte("body")
+			return
+		case *map[string][]string:
+			*x = map[string][]string{"X": {"y"}}
+			return
+		}
+		switch v.Kind() {
+		case reflect.Pointer:
+			fill(v.Elem())
+		case reflect.Struct:
+			for i := range v.NumField() {
+				fill(v.Field(i))
+			}
+		case reflect.Slice:
+			v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+			fill(v.Index(0))
+		case reflect.String:
+			v.SetString("text " + strconv.Itoa(n))
+		case reflect.Bool:
+			v.SetBool(true)
+		case reflect.Int:
+			v.SetInt(int64(n))
+		case reflect.Uint64:
+			v.SetUint(uint64(n))
+		default:
+			require.Fail(t, "how to fill it?", "%s", v.Type())
+		}
+	}
+	fill(reflect.ValueOf(p).Elem())
+	p.Entry = 0 // where it is stored, not what
+	h, body, err := encodeEntry(p)
+	require.NoError(t, err)
+	got, err := decodeEntry(h, body)
+	require.NoError(t, err)
+	require.Equal(t, p, got)
 }

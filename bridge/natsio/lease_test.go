@@ -78,7 +78,7 @@ func TestLease(t *testing.T) {
 	lost := acquire(t, a, 5*time.Second)
 	require.NoError(t, a.Ready())
 	require.Equal(t, lost, acquire(t, a, time.Second), "held already")
-	standsBy(t, b, 2*quick().leaseTTL)
+	standsBy(t, b, quick().leaseTTL+time.Second)
 	require.NoError(t, b.Ready(), "to stand by is well")
 	kept(t, lost)
 	require.True(t, a.Held())
@@ -198,11 +198,11 @@ func TestLeaseNamesWhatIsMissing(t *testing.T) {
 	n.CreateStream(t, "S", "cmd.>")
 	l := newLease(t, n.URL(), func(o *LeaseOptions) { o.Create = false })
 	standsBy(t, l, 300*time.Millisecond)
-	require.EqualError(t, l.Ready(), "bucket downlink-leases, which says who owns stream S, does not exist: `nats kv add downlink-leases --ttl 2s` or set storage.create: true")
+	require.EqualError(t, l.Ready(), "bucket downlink-leases, which says who owns stream S, does not exist: `nats kv add downlink-leases --ttl 3s` or set storage.create: true")
 	_, err := n.JetStream(t).CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "downlink-leases", TTL: time.Minute})
 	require.NoError(t, err)
 	standsBy(t, l, time.Second)
-	require.EqualError(t, l.Ready(), "bucket downlink-leases, which says who owns stream S: its TTL is 1m0s, not 2s: `nats stream edit KV_downlink-leases --max-age 2s`")
+	require.EqualError(t, l.Ready(), "bucket downlink-leases, which says who owns stream S: its TTL is 1m0s, not 3s: `nats stream edit KV_downlink-leases --max-age 3s`")
 
 	denied := bridgetest.RunNATS(t, func(o *server.Options) {
 		o.Users = []*server.User{{Username: "u", Password: "p", Permissions: &server.Permissions{

@@ -158,7 +158,7 @@ func (m *Mailbox) Boxes(ctx context.Context, stream string) ([]bridge.Box, error
 	boxes := make([]bridge.Box, 0, len(subjects))
 	at := make(map[string]int, len(subjects))
 	for _, s := range subjects {
-		b, box, ok := m.boxOf(s.subject)
+		b, box, ok := parseBox(m.o.Name, s.subject)
 		if !ok {
 			m.stream.log.Warn("the mailbox holds what is no entry", "subject", s.subject)
 			continue
@@ -174,20 +174,6 @@ func (m *Mailbox) Boxes(ctx context.Context, stream string) ([]bridge.Box, error
 	}
 	slices.SortFunc(boxes, func(a, b bridge.Box) int { return cmp.Or(cmp.Compare(a.Hub, b.Hub), cmp.Compare(a.Device, b.Device)) })
 	return boxes, nil
-}
-
-// boxOf reads a subject of the mailbox; box is the part of it that all entries of the box share.
-func (m *Mailbox) boxOf(subject string) (b bridge.Box, box string, ok bool) {
-	rest, ours := strings.CutPrefix(subject, mailboxPrefix(m.o.Name))
-	tokens := strings.Split(rest, ".")
-	if !ours || len(tokens) != 4 {
-		return b, "", false
-	}
-	var ok1, ok2, ok3 bool
-	b.Hub, ok1 = untoken(tokens[0])
-	b.Device, ok2 = untoken(tokens[1])
-	b.Stream, ok3 = untoken(tokens[2])
-	return b, strings.TrimSuffix(subject, tokens[3]), ok1 && ok2 && ok3
 }
 
 type subjectCount struct {

@@ -66,6 +66,7 @@ func (s *JetStreamSource) disown(t *tenure) {
 	if s.barrier.next != 0 {
 		s.resume = s.barrier.resume()
 	}
+	s.seen = max(s.seen, s.barrier.lastSeen)
 	epoch := s.barrier.epoch
 	for _, h := range s.barrier.held {
 		h.gone = true
@@ -77,6 +78,13 @@ func (s *JetStreamSource) disown(t *tenure) {
 	s.tenure, s.attached, s.disowned = nil, false, true
 	s.err = nil
 	signal(s.arrived)
+}
+
+// heldNow is how many messages we hold.
+func (s *JetStreamSource) heldNow() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.barrier.held)
 }
 
 // giveBack ends the tenure in order: the server hands out at once what we have not settled, to whoever pulls

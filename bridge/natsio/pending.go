@@ -179,6 +179,9 @@ func (r *Receipts) Find(ctx context.Context, hub string, records []bridge.Record
 		if err != nil {
 			return nil, err
 		}
+		if err := r.confirmMissing(ctx, keys[:n], entries); err != nil {
+			return nil, err
+		}
 		for key, f := range entries {
 			for _, i := range byKey[key] {
 				found[i] = f
@@ -187,6 +190,33 @@ func (r *Receipts) Find(ctx context.Context, hub string, records []bridge.Record
 		keys = keys[n:]
 	}
 	return found, nil
+}
+
+// confirmMissing asks the leader of a replicated bucket for what a replica did not have, or a receipt
+// would call a message foreign that was sent a moment ago. A bucket without replicas has nobody else to ask.
+func (r *Receipts) confirmMissing(ctx context.Context, keys []string, entries map[string]*bridge.Found) error {
+	r.mu.Lock()
+	replicated := r.replicated
+	r.mu.Unlock()
+	if !replicated {
+		return nil
+	}
+	for _, key := range keys {
+		if entries[key] != nil {
+			continue
+		}
+		m, err := r.o.Conn.leaderGet(ctx, r.bucketStream(), kvPrefix(r.o.Name)+"*."+key)
+		if err != nil {
+			return fmt.Errorf("looking up what feedback belongs to: %w", r.bucketError(err))
+		}
+		if m == nil {
+			continue
+		}
+		if f, _ := r.foundIn(m); f != nil {
+			entries[key] = f
+		}
+	}
+	return nil
 }
 
 // find looks up messages by their keys without slots. Of a message that was recorded in several
@@ -371,7 +401,8 @@ func (r *Receipts) Told(ctx context.Context, receipt bridge.Receipt, since time.
 			}
 			var got bridge.Receipt
 			if json.Unmarshal(m.Data, &got) == nil {
-				told = told || got.ID == receipt.ID && got.Stream == receipt.Stream && got.Sequence == receipt.Sequence && got.Route == receipt.Route
+				told = told || got.ID == receipt.ID && got.Stream == receipt.Stream && got.Sequence == receipt.Sequence && got.Route == receipt.Route &&
+					(receipt.Stream != "" || receipt.Route != "" || got.At.Equal(receipt.At))
 			}
 		})
 		if err != nil {

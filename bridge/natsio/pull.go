@@ -113,15 +113,36 @@ func (p *puller) end() {
 	p.reset()
 }
 
-// collect takes what is still on its way to us, so that it can be given back.
+// collect takes what is still on its way to us, so that it can be given back: what the server sends
+// to nobody waits for the end of its AckWait.
 func (p *puller) collect() {
-	if p.s.o.Lease == nil || p.sub == nil || p.sub.Drain() != nil || p.s.o.Conn.nc.FlushTimeout(releaseTimeout) != nil {
+	if p.s.o.Lease == nil || p.sub == nil || !p.s.o.Conn.nc.IsConnected() {
 		return
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), releaseTimeout)
+	defer cancel()
+	p.at.unpin(ctx) // no request of ours gets anything more
+	for ctx.Err() == nil {
+		p.takeArrived()
+		pos, err := p.at.position(ctx)
+		if err != nil || pos.pending <= p.s.heldNow() || sleep(ctx, collectPoll) != nil {
+			break
+		}
+	}
+	if p.sub.Drain() == nil && p.s.o.Conn.nc.FlushWithContext(ctx) == nil {
+		p.takeArrived()
+	}
+}
+
+const collectPoll = 20 * time.Millisecond
+
+func (p *puller) takeArrived() {
 	for {
 		select {
 		case m := <-p.msgs:
-			p.handle(m)
+			if _, err := m.Metadata(); err == nil { // and no status: that we are not pinned any more is our own doing
+				p.handle(m)
+			}
 		default:
 			return
 		}
@@ -242,8 +263,9 @@ func (p *puller) attached(r attachResult) (time.Duration, bool) {
 	}
 	if r.anew {
 		s.barrier.abandon(r.created)
-		s.resume = 0
+		s.resume, s.seen = 0, 0
 	}
+	s.seen = max(s.seen, s.barrier.lastSeen, r.position.deliveredStream)
 	s.barrier.attach(r.position)
 	for h, text := range s.unsent {
 		if h.stored >= r.created.UnixNano() || !r.anew {

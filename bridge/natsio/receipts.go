@@ -59,6 +59,8 @@ type Receipts struct {
 	err   error                    // why receipts cannot be stored, as far as known
 	asked map[string]chan struct{} // by hub: closed at the first record
 	first chan struct{}            // closed at the first use
+	// replicated: a direct get from the bucket may be answered by a replica that is behind. True until the bucket is known.
+	replicated bool
 }
 
 // NewReceipts checks the options. It does no I/O.
@@ -75,7 +77,7 @@ func NewReceipts(o ReceiptsOptions) (*Receipts, error) {
 	if o.MaxBytes == 0 {
 		o.MaxBytes = receiptsMaxBytes
 	}
-	r := &Receipts{o: o, log: logger(o.Logger), asked: make(map[string]chan struct{}), first: make(chan struct{})}
+	r := &Receipts{o: o, log: logger(o.Logger), asked: make(map[string]chan struct{}), first: make(chan struct{}), replicated: true}
 	if o.Wanted {
 		r.used = true
 		r.err = errors.New("stream " + r.Stream() + ": not checked yet")
@@ -172,6 +174,7 @@ func (r *Receipts) ensureOne(ctx context.Context, cfg jetstream.StreamConfig) er
 	s, err := js.Stream(ctx, cfg.Name)
 	switch {
 	case err == nil:
+		r.learn(s.CachedInfo().Config)
 		return r.fits(s.CachedInfo().Config, cfg)
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		if !r.o.Create {
@@ -183,7 +186,16 @@ func (r *Receipts) ensureOne(ctx context.Context, cfg jetstream.StreamConfig) er
 	if err != nil {
 		return fmt.Errorf("stream %s for receipts: %w", cfg.Name, apiError(err))
 	}
+	r.learn(cfg)
 	return nil
+}
+
+func (r *Receipts) learn(cfg jetstream.StreamConfig) {
+	if cfg.Name == r.bucketStream() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.replicated = cfg.Replicas > 1
+	}
 }
 
 // fits refuses a stream of somebody else's making that cannot do what is needed of it.

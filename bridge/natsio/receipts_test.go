@@ -195,6 +195,15 @@ func TestPendingIsFound(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, make([]*bridge.Found, len(records)), elsewhere)
 
+	// The leader, which is asked where a replica may be behind, finds the same.
+	confirmed := map[string]*bridge.Found{}
+	nowhere := messageKey("main", "nobody", "m1")
+	require.NoError(t, again.confirmMissing(t.Context(), []string{messageKey("main", first.Device, first.ID), nowhere}, confirmed))
+	require.Len(t, confirmed, 1)
+	require.Equal(t, found[0], confirmed[messageKey("main", first.Device, first.ID)])
+	require.NoError(t, again.ensure(t.Context()))
+	require.False(t, again.replicated, "nobody else to ask")
+
 	require.NoError(t, again.Finish(t.Context(), found[0], bridge.StatusCompleted))
 	found, err = r.Find(t.Context(), "main", records[:1])
 	require.NoError(t, err)
@@ -331,6 +340,11 @@ func TestTold(t *testing.T) {
 	require.True(t, told(rec))
 	rec.Device = "other"
 	require.False(t, told(rec))
+	foreign := bridge.Receipt{ID: "theirs", Device: "d", Hub: "main", Status: bridge.StatusCompleted, At: time.Now().UTC()}
+	require.NoError(t, r.Store(t.Context(), foreign, bridge.Correlation{}))
+	require.True(t, told(foreign))
+	foreign.At = foreign.At.Add(time.Millisecond) // their next one of the same ID
+	require.False(t, told(foreign))
 }
 
 // Nobody reads a hub's feedback before somebody has asked for it, this process or the one before.

@@ -96,6 +96,8 @@ type JetStreamSource struct {
 	tenure   *tenure       // nil: not ours
 	disowned bool          // Receive has to say so
 	resume   uint64        // where the consumer would have gone on in an earlier tenure
+
+	seen uint64 // as of the latest attach: up to here the stream was handed out before, to anybody
 }
 
 // NewJetStreamSource checks the options. It does no I/O.
@@ -262,6 +264,7 @@ func (s *JetStreamSource) take(a arrival) (started bool, epoch uint64) {
 		return false, 0
 	}
 	before := s.barrier.epoch
+	a.again = a.again || a.seq <= s.seen
 	h, what := s.barrier.arrive(a, time.Now())
 	epoch, behind := s.barrier.asking()
 	if what == emit {

@@ -25,7 +25,7 @@ func quick() timing {
 		ackWait: 2 * time.Second, progress: 500 * time.Millisecond, pinnedTTL: 2 * time.Second,
 		expires: time.Second, heartbeat: 300 * time.Millisecond, silence: time.Second,
 		ask: 50 * time.Millisecond, refresh: time.Second,
-		leaseTTL: 2 * time.Second, leaseValid: 1500 * time.Millisecond, leaseRenew: 500 * time.Millisecond, leasePoll: 80 * time.Millisecond,
+		leaseTTL: 3 * time.Second, leaseValid: 2400 * time.Millisecond, leaseRenew: 500 * time.Millisecond, leasePoll: 80 * time.Millisecond,
 	}
 }
 
@@ -59,16 +59,21 @@ type owner struct {
 
 func runOwner(t testing.TB, url string, change func(*SourceOptions)) *owner {
 	t.Helper()
+	return runOwnerAt(t, quick(), url, change)
+}
+
+func runOwnerAt(t testing.TB, at timing, url string, change func(*SourceOptions)) *owner {
+	t.Helper()
 	o := SourceOptions{Conn: connectTo(t, url), Stream: "S", Consumer: "downlink-test", Filters: []string{"cmd.>"}, Routes: []string{"commands"}, Start: "all", Logger: testLog(t)}
 	if change != nil {
 		change(&o)
 	}
 	s, err := NewJetStreamSource(o)
 	require.NoError(t, err)
-	s.time = quick()
+	s.time = at
 	s.barrier = newBarrier(s.time, 2*s.o.MaxAckPending)
 	if o.Lease != nil {
-		o.Lease.time = quick()
+		o.Lease.time = at
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &owner{t: t, conn: o.Conn, source: s, cancel: cancel, done: make(chan struct{})}

@@ -51,6 +51,7 @@ type Parked struct {
 	At                 time.Time // when it came into the mailbox first
 	Attempts           int
 	Expires            time.Time
+	Size               int   // of what is stored, in bytes, without its headers
 	Err                error // why its headers cannot be read; wraps bridge.ErrFormat for a newer version's
 }
 
@@ -58,13 +59,11 @@ type Parked struct {
 // device and one source stream or of all ("" each), in order, until it returns false or an error. A bridge
 // that never had to keep anything has none.
 func (t *Trail) Mailbox(ctx context.Context, device, stream string, since time.Time, each func(Parked) (bool, error)) error {
-	filter := mailboxPrefix(t.name) + "*." + tokenOrAny(device) + "." + tokenOrAny(stream) + ".*"
-	o := scanOptions{Stream: MailboxStream(t.name), Subjects: []string{filter}, Since: since, HeadersOnly: true}
-	return absent(t.conn.scan(ctx, o, func(m *storedMsg) (bool, error) { return each(parseParked(m)) }))
+	return absent(eachParked(ctx, t.conn, t.name, ParkedFilter{Device: device, Stream: stream, Since: since}, each))
 }
 
 func parseParked(m *storedMsg) Parked {
-	p := Parked{Entry: m.Seq}
+	p := Parked{Entry: m.Seq, Size: m.Size}
 	if p.Err = checkFormat(m.Header); p.Err != nil {
 		return p
 	}

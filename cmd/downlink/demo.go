@@ -206,11 +206,9 @@ func (f *demoFlags) useRealHub(c *config.Config) (prefixes []string, unknown str
 	if id == "" {
 		return nil, "", usagef("--device-connection-string-file: %s holds no device connection string (DeviceId is missing)", f.deviceFile)
 	}
-	name := c.Bridge.Hubs[0].Name
-	c.Bridge.Hubs = []config.Hub{{
-		Name: name, ConnectionString: config.NewSecret(hub), AMQPAddress: f.amqp, CAFile: f.caFile,
-		Window: c.Bridge.Hubs[0].Window, PropertyCharset: c.Bridge.Hubs[0].PropertyCharset,
-	}}
+	real := c.Bridge.Hubs[0] // its name and whatever else does not say where it is
+	real.Embedded, real.ConnectionString, real.AMQPAddress, real.CAFile = false, config.NewSecret(hub), f.amqp, f.caFile
+	c.Bridge.Hubs = []config.Hub{real}
 	c.Relay.Devices = []config.Device{{ConnectionString: config.NewSecret(device), MQTTAddress: f.mqtt, CAFile: f.caFile}}
 	// The real device's ID need not be made of two tokens: the routes name it outright.
 	token := mapping.SubjectToken(id)

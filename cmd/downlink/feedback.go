@@ -50,8 +50,8 @@ and for publishers that wait for an answer.`,
 			if f.Status != "" && !slices.Contains(receiptStatuses, f.Status) {
 				return usagef("--status: %q is none of %s", f.Status, strings.Join(receiptStatuses, ", "))
 			}
-			if f.Name == "" {
-				return usagef("--name is empty")
+			if f.Name == "" || strings.ContainsAny(f.Name, " \t.*>/\\") {
+				return usagef("--name: %q cannot be a bridge's name", f.Name)
 			}
 			if since > 0 {
 				f.Since = time.Now().Add(-since)

@@ -83,6 +83,7 @@ Then:         downlink init downlink.yaml
 		newSubCmd(s, logs),
 		newFeedbackCmd(s, logs),
 		newDeadCmd(s, logs),
+		newMailboxCmd(s, logs),
 		newTraceCmd(s, logs),
 		newStatusCmd(s, logs),
 		newReadyCmd(s),

@@ -113,30 +113,55 @@ func attempts(n int) string {
 	return fmt.Sprintf(" (%d attempts)", n)
 }
 
-// rank orders what happened at one moment: an outcome at the device is behind its accept.
-func rank(state string) int {
-	switch state {
-	case stateMailbox:
-		return 0
-	case bridge.StatusAccepted:
-		return 1
-	}
-	return 2
+// outcomes are what the hub's feedback tells of the device.
+var outcomes = []string{
+	bridge.StatusCompleted, bridge.StatusRejected, bridge.StatusExpired, bridge.StatusExceeded, bridge.StatusPurged, bridge.StatusUnknown,
 }
+
+func (e traceEvent) outcome() bool { return slices.Contains(outcomes, e.state) }
 
 // finish puts each target's events in order and says where it is now.
 func (s *story) finish() {
 	for _, t := range s.targets {
-		slices.SortStableFunc(t.Events, func(a, b traceEvent) int {
-			return cmp.Or(a.At.Compare(b.At), cmp.Compare(rank(a.state), rank(b.state)))
-		})
-		last := t.Events[len(t.Events)-1]
+		t.order()
+		last := t.last()
 		t.State = last.state
 		t.Now = t.now(last, s.again)
 	}
 	slices.SortFunc(s.targets, func(a, b *traceTarget) int {
 		return cmp.Or(cmp.Compare(a.Device, b.Device), cmp.Compare(a.Route, b.Route), cmp.Compare(a.Hub, b.Hub))
 	})
+}
+
+// order sorts the events by their times. The times of outcomes are the hub's, and a device may
+// be faster than the hub's answer to the bridge: no outcome stands before the first accept.
+func (t *traceTarget) order() {
+	slices.SortStableFunc(t.Events, func(a, b traceEvent) int { return a.At.Compare(b.At) })
+	accepted := slices.IndexFunc(t.Events, func(e traceEvent) bool { return e.state == bridge.StatusAccepted })
+	if accepted < 0 {
+		return
+	}
+	var early, rest []traceEvent
+	for _, e := range t.Events[:accepted] {
+		if e.outcome() {
+			early = append(early, e)
+		} else {
+			rest = append(rest, e)
+		}
+	}
+	t.Events = slices.Concat(rest, t.Events[accepted:accepted+1], early, t.Events[accepted+1:])
+}
+
+// last is the event that says where the message is: the device's outcome is final, whatever was
+// stored later; among outcomes completed is, since of a repeat one is enough.
+func (t *traceTarget) last() traceEvent {
+	last := t.Events[len(t.Events)-1]
+	for _, e := range t.Events {
+		if e.outcome() && (!last.outcome() || last.state != bridge.StatusCompleted) {
+			last = e
+		}
+	}
+	return last
 }
 
 // now is the sentence that a story ends with, without its subject.

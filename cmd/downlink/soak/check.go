@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"strconv"
 	"time"
 
 	"downlink/bridge"
@@ -59,6 +58,7 @@ type checker struct {
 	targets    []*target
 	byKey      map[string]*target // DEVICE/NUMBER and device ID
 	byOrigin   map[origin]*publication
+	settled    map[*publication]time.Time
 	violations []Violation
 	repeats    Repeats
 	checked    int // receipts
@@ -66,10 +66,12 @@ type checker struct {
 
 // check goes through all of the evidence.
 func check(seed uint64, devices []device, e *evidence) *checker {
-	c := &checker{seed: seed, devices: devices, e: e, byKey: make(map[string]*target), byOrigin: make(map[origin]*publication)}
+	c := &checker{seed: seed, devices: devices, e: e, byKey: make(map[string]*target), byOrigin: make(map[origin]*publication),
+		settled: make(map[*publication]time.Time)}
 	c.expect()
 	c.source()
 	c.collect()
+	c.settle()
 	for _, t := range c.targets {
 		c.judge(t)
 	}
@@ -246,7 +248,6 @@ func (t *target) reason() string { return t.dead[0].header.Get("Downlink-Reason"
 func (c *checker) judgeDead(t *target) {
 	reason := t.reason()
 	t.fate = "dead: " + reason
-	attempts, _ := strconv.Atoi(t.dead[0].header.Get("Downlink-Attempts"))
 	switch {
 	case reason == string(bridge.ReasonDeviceNotFound) && t.to.role == unknown:
 	case reason == string(bridge.ReasonExpired) && t.kind.ttl:
@@ -258,8 +259,11 @@ func (c *checker) judgeDead(t *target) {
 		return
 	}
 	t.fate += " (and the hub has it)"
-	if attempts == 0 || !slices.Contains(mayHaveBeenTaken, reason) {
-		c.violate(ruleFate, t, "two fates: the hub accepted it, and it is dead as %s after %d attempts", reason, attempts)
+	// The process that sent it may not be the one that buried it, so that its attempts do not tell.
+	last := t.copies[len(t.copies)-1]
+	lost := slices.ContainsFunc(c.e.disturbances, func(d disturbance) bool { return c.inFlight(t, last, &d) })
+	if !lost || !slices.Contains(mayHaveBeenTaken, reason) {
+		c.violate(ruleFate, t, "two fates: the hub accepted it, and it is dead as %s, although no answer of the hub's can have been lost", reason)
 	}
 }
 
@@ -370,35 +374,53 @@ type Repeats struct {
 // ackMargin is how long an ack is on its way at most before it is durable.
 const ackMargin = 3 * time.Second
 
-// repeated: a message comes again at most once for each disturbance that found it in flight: accepted by
-// the hub (by when the disturbance shows no more), and not settled ackMargin before it began.
+// repeated: a message comes again at most once for each disturbance that found it in flight: the copy
+// before accepted by the hub by when the disturbance showed no more, and not settled ackMargin before it began.
 func (c *checker) repeated() {
-	settled := make(map[*publication]time.Time) // when its last target had its first fate
-	for _, t := range c.targets {
-		if at := t.firstFate(); at.After(settled[t.pub]) {
-			settled[t.pub] = at
-		}
-	}
 	for _, t := range c.targets {
 		if len(t.copies) == 0 {
 			continue
 		}
-		bound := 0
-		for _, d := range c.e.disturbances {
-			if d.Device != "" && d.Device != t.to.id {
-				continue
-			}
-			before := d.Begin.After(settled[t.pub].Add(ackMargin))
-			after := !d.End.IsZero() && d.End.Add(d.shows).Before(t.copies[0].at)
-			if !before && !after {
-				bound += d.Times
+		left := make(map[int]int) // of what each disturbance explains, less what was used
+		found := func(d *disturbance, copy *hubCopy) bool { return c.inFlight(t, copy, d) }
+		for i := range c.e.disturbances {
+			d := &c.e.disturbances[i]
+			if slices.ContainsFunc(t.copies, func(h *hubCopy) bool { return found(d, h) }) {
+				left[i] = d.Times
+				c.repeats.HubBound += d.Times
 			}
 		}
-		repeats := len(t.copies) - 1
-		c.repeats.Hub += repeats
-		c.repeats.HubBound += bound
-		if repeats > bound {
-			c.violate(ruleRepeat, t, "the hub accepted it %d times, and %d disturbances found it in flight", len(t.copies), bound)
+		for n, copy := range t.copies[:len(t.copies)-1] {
+			c.repeats.Hub++
+			i := slices.IndexFunc(c.e.disturbances, func(d disturbance) bool { return found(&d, copy) })
+			for i >= 0 && i < len(c.e.disturbances) && (left[i] == 0 || !found(&c.e.disturbances[i], copy)) {
+				i++ // the earliest one that is left
+			}
+			if i < 0 || i == len(c.e.disturbances) {
+				c.violate(ruleRepeat, t, "the hub accepted it %d times, and no disturbance that is left explains number %d", len(t.copies), n+2)
+				break
+			}
+			left[i]--
+		}
+	}
+}
+
+// inFlight reports whether a disturbance can have found a copy that the hub accepted in flight: its answer, or
+// the ack that follows it, may be lost.
+func (c *checker) inFlight(t *target, copy *hubCopy, d *disturbance) bool {
+	until := copy.at
+	if s := c.settled[t.pub]; s.After(until) {
+		until = s
+	}
+	return d.Times > 0 && (d.Device == "" || d.Device == t.to.id) && !d.Begin.After(until.Add(ackMargin)) &&
+		(d.End.IsZero() || !d.End.Add(d.shows).Before(copy.at))
+}
+
+// settle notes when each message's last target had its first fate.
+func (c *checker) settle() {
+	for _, t := range c.targets {
+		if at := t.firstFate(); at.After(c.settled[t.pub]) {
+			c.settled[t.pub] = at
 		}
 	}
 }

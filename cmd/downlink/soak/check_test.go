@@ -198,12 +198,12 @@ func TestViolations(t *testing.T) {
 		"unexplained repeat": {func(w *world, p *publication) {
 			w.deliver(p, "pump06")
 			w.accept(p, "pump06", c2d.Success)
-		}, ruleRepeat, "2 times, and 0 disturbances"},
+		}, ruleRepeat, "2 times, and no disturbance"},
 		"repeat long after": {func(w *world, p *publication) {
 			w.deliver(p, "pump06")
 			w.accept(p, "pump06", c2d.Success)
 			w.e.disturbances = []disturbance{{Kind: "cut", Times: 1, Begin: testTime.Add(time.Minute), End: testTime.Add(time.Minute)}}
-		}, ruleRepeat, "0 disturbances"},
+		}, ruleRepeat, "no disturbance that is left explains number 2"},
 		"repeat under another ID": {func(w *world, p *publication) {
 			w.deliver(p, "pump06")
 			w.accept(p, "pump06", c2d.Success).messageID = "other"
@@ -257,6 +257,13 @@ func TestExplainedRepeat(t *testing.T) {
 	c := w.check()
 	require.Empty(t, c.violations)
 	require.Equal(t, Repeats{Hub: 1, HubBound: 1}, c.repeats)
+
+	// The copy after a kill is in flight as the first one was.
+	w.accept(p, "pump06", c2d.Success).at = at.Add(20 * time.Second)
+	require.Contains(t, w.check().violations[0].Text, "number 3")
+	w.e.copies[1].at = at.Add(15 * time.Second)
+	w.e.disturbances = append(w.e.disturbances, disturbance{Kind: "cut", Times: 1, Begin: at.Add(16 * time.Second), End: at.Add(16 * time.Second)})
+	require.Empty(t, w.check().violations)
 }
 
 // TestLateFate: a dead letter whose last answer was lost is one fate, though the hub has the message.
@@ -264,7 +271,8 @@ func TestLateFate(t *testing.T) {
 	w := newWorld()
 	p := w.publish("pump06", "set")
 	w.deliver(p, "pump06")
-	w.e.dead = append(w.e.dead, w.keep(p, "pump06", "breaks-link", 3, nil))
+	w.e.dead = append(w.e.dead, w.keep(p, "pump06", "breaks-link", 0, nil))
+	w.e.disturbances = []disturbance{{Kind: "kill-bridge", Times: 1, Begin: w.e.copies[0].at, End: w.e.copies[0].at}}
 	c := w.check()
 	require.Empty(t, c.violations)
 	require.Equal(t, "dead: breaks-link (and the hub has it)", c.targets[0].fate)
@@ -304,11 +312,29 @@ func TestReceipts(t *testing.T) {
 		})
 	}
 
+	twice := newWorld()
+	soon := twice.publish("pump06", "alert")
+	twice.e.disturbances = []disturbance{{Times: 1, Begin: testTime}}
+	twice.accept(soon, "pump06", c2d.Success)
+	twice.accept(soon, "pump06", c2d.Rejected)
+	twice.arrive(soon, "pump06")
+	twice.receipt(soon, "pump06", "accepted")
+	twice.receipt(soon, "pump06", "rejected")
+	texts := ""
+	for _, v := range twice.check().violations {
+		texts += v.Text + "\n"
+	}
+	require.Contains(t, texts, "no receipt says that its device completed it")
+	twice.e.receipts[1].data = []byte(`{"id":"alerts:1:X","device":"s1-pump06","status":"completed"}`)
+	c := twice.check()
+	require.Contains(t, c.violations[len(c.violations)-2].Text, "is not tied to the message")
+	require.Equal(t, soon.Key, c.violations[len(c.violations)-2].Message)
+
 	w := newWorld()
 	p := w.publish("nobody", "read")
 	w.e.dead = append(w.e.dead, w.keep(p, "nobody", "device-not-found", 1, nil))
 	w.e.hasReceipts = true
-	c := w.check()
+	c = w.check()
 	require.Contains(t, c.violations[0].Text, "no receipt says that it is dead")
 	w.receipt(p, "nobody", "dead")
 	require.Empty(t, w.check().violations)

@@ -2,6 +2,7 @@ package soak
 
 import (
 	"slices"
+	"strings"
 
 	"downlink/bridge"
 	"downlink/bridge/emulator/c2d"
@@ -25,6 +26,10 @@ func (c *checker) matchReceipts() {
 			continue
 		}
 		c.checked++
+		if receipt.Stream == "" {
+			c.violate(ruleReceipts, c.byID(receipt), "%s:%d says %s of %s, and is not tied to the message that was sent", streamReceipts, r.sequence, receipt.Status, receipt.ID)
+			continue
+		}
 		p := c.byOrigin[origin{receipt.Stream, receipt.Sequence}]
 		if p == nil {
 			c.violate(ruleReceipts, nil, "%s:%d (%s) is about no message that was published: %s:%d", streamReceipts, r.sequence, r.subject, receipt.Stream, receipt.Sequence)
@@ -45,6 +50,16 @@ func (c *checker) matchReceipts() {
 			c.hasReceipts(t)
 		}
 	}
+}
+
+// byID is the target of a receipt that does not say which message it is about; nil: none.
+func (c *checker) byID(r bridge.Receipt) *target {
+	for _, t := range c.targets {
+		if t.to.id == r.Device && slices.ContainsFunc(t.copies, func(h *hubCopy) bool { return strings.EqualFold(h.messageID, r.ID) }) {
+			return t
+		}
+	}
+	return nil
 }
 
 // happened reports whether there is durable evidence for what a receipt says.
@@ -80,13 +95,18 @@ func (c *checker) hasReceipts(t *target) {
 	if !has(bridge.StatusAccepted) {
 		c.violate(ruleReceipts, t, "no receipt says that the hub accepted it")
 	}
-	ended := false
+	// Of a message that was sent twice, that it arrived counts; else the first outcome that was told.
+	told, pending := false, false
 	for _, h := range t.copies {
-		if status := outcomeStatus[h.outcome]; status != "" {
-			ended = ended || has(status)
-		}
+		told = told || has(outcomeStatus[h.outcome])
+		pending = pending || h.outcome == ""
 	}
-	if !ended && !slices.ContainsFunc(t.copies, func(h *hubCopy) bool { return h.outcome == "" }) {
+	arrived := slices.ContainsFunc(t.copies, func(h *hubCopy) bool { return h.outcome == c2d.Success })
+	switch {
+	case pending: // said elsewhere
+	case !told:
 		c.violate(ruleReceipts, t, "no receipt says what became of it at its device: %s", t.copies[0].outcome)
+	case arrived && !has(bridge.StatusCompleted):
+		c.violate(ruleReceipts, t, "no receipt says that its device completed it")
 	}
 }
