@@ -270,7 +270,8 @@ func (b *Bridge) accept(ctx context.Context, d Delivery, release func()) {
 	for _, r := range results {
 		if r.Envelope != nil {
 			targets++
-			m.waits = m.waits || r.Envelope.Wait == StatusCompleted && b.ledger.receipts != nil
+			// Of several targets one answer tells what became of all of them at the bridge.
+			m.waits = len(results) == 1 && r.Envelope.Wait == StatusCompleted && b.ledger.receipts != nil
 		}
 	}
 	for _, r := range results {

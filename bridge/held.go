@@ -16,7 +16,7 @@ type held struct {
 	delivery Delivery
 	bridge   *Bridge
 	release  func() // frees its place at the source's intake
-	waits    bool   // its publisher waits for the outcome at the device
+	waits    bool   // its publisher waits for the outcome at the device: whatever it is, its receipt brings the answer
 
 	mu       sync.Mutex // guards all below
 	open     int        // targets without a fate
@@ -30,10 +30,10 @@ func (m *held) again() bool {
 	return ok && r.Redelivered()
 }
 
-// replies reports whether the delivery itself answers its publisher, who waits for this.
-func (m *held) replies(wait string) bool {
+// replies reports whether the delivery itself answers its publisher.
+func (m *held) replies() bool {
 	_, ok := m.delivery.(Replier)
-	return ok && (wait != StatusCompleted || m.bridge.ledger.receipts == nil)
+	return ok && !m.waits
 }
 
 // durable reports whether the message comes again when we let go of it.
@@ -61,6 +61,7 @@ func (m *held) resolve(r Receipt) {
 func (m *held) letGo(r Receipt) {
 	if !m.durable() {
 		r.Status, r.Reason = StatusDropped, string(ReasonShutdown)
+		m.waits = false // nothing is stored any more that could answer
 		m.resolve(r)
 		return
 	}
@@ -79,7 +80,7 @@ func (m *held) settle() {
 	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 	defer cancel()
 	in := m.delivery.Message()
-	if r, ok := m.delivery.(Replier); ok && !m.answeredLater() {
+	if r, ok := m.delivery.(Replier); ok && !m.waits {
 		if err := r.Reply(ctx, m.receipts); err != nil {
 			m.bridge.log.Warn("reply not sent", "subject", in.Subject, "err", err)
 		}
@@ -92,20 +93,6 @@ func (m *held) settle() {
 		// Not lost: it comes again and is a repeat at the far end.
 		m.bridge.log.Warn("ack not sent, the message will come again", "subject", in.Subject, "err", err)
 	}
-}
-
-// answeredLater reports whether the publisher waits for what the hub's feedback
-// tells of a target that the hub has accepted.
-func (m *held) answeredLater() bool {
-	if !m.waits {
-		return false
-	}
-	for _, r := range m.receipts {
-		if r.Status == StatusAccepted {
-			return true
-		}
-	}
-	return false
 }
 
 func (m *held) allDead() (reason string, dead bool) {

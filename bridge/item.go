@@ -100,12 +100,12 @@ func (it *item) correlation(hub string) Correlation {
 	e, in := it.envelope, it.message
 	c := Correlation{
 		ID: e.MessageID, Device: e.Device, Hub: hub, Route: e.Route, Subject: in.Subject, Stream: in.Stream, Sequence: in.Sequence,
-		ReplyTo: e.ReplyTo, Wait: e.Wait, Feedback: e.Ack != mapping.AckNone, Expires: e.ExpiresAt, SentAt: time.Now().UTC(),
+		ReplyTo: e.ReplyTo, Wait: e.Wait, Feedback: e.Ack != mapping.AckNone, Ack: e.Ack, Expires: e.ExpiresAt, SentAt: time.Now().UTC(),
 	}
 	if v := in.Header["traceparent"]; len(v) > 0 {
 		c.Trace = v[0]
 	}
-	if it.of != nil && it.of.replies(c.Wait) {
+	if it.of != nil && it.of.replies() {
 		c.ReplyTo = "" // the delivery itself answers
 	}
 	return c

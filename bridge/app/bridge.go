@@ -86,6 +86,7 @@ func (a *App) buildBridge(c *config.Bridge) error {
 	if err != nil {
 		return err
 	}
+	r.freed = engine.Freed
 	a.checks = append(a.checks, engine.Ready)
 	a.statuses["bridge"] = func() any { return engine.Status() }
 	a.parts.add(layerFlows, "bridge", a.afterLookups(engine.Run))

@@ -123,7 +123,10 @@ func TestProbeRejected(t *testing.T) {
 			require.Eventually(t, func() bool { return p.stored("DOWNLINK_DEAD") > 0 }, 2*deadline, deadline/300)
 			dead, err := p.js.Stream(t.Context(), "DOWNLINK_DEAD")
 			require.NoError(t, err)
-			require.EqualValues(t, 1, dead.CachedInfo().State.Msgs)
+			require.Eventually(t, func() bool { // meanwhile it may have waited in the mailbox
+				info, err := dead.Info(t.Context())
+				return err == nil && info.State.Msgs == 1
+			}, 2*deadline, deadline/300)
 			m, err := dead.GetMsg(t.Context(), 1)
 			require.NoError(t, err)
 			require.Equal(t, strconv.Itoa(probeMessages/2), string(m.Data))

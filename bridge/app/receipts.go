@@ -32,6 +32,9 @@ func (a *App) buildReceipts(c *config.Bridge, nats *natsio.Conn) (*receipts, err
 	for _, h := range c.Hubs {
 		o.Wanted = o.Wanted || h.Feedback == "always" || c.AsksFeedback(h.Name)
 	}
+	for _, x := range c.Routes {
+		o.Wanted = o.Wanted || x.Receipts
+	}
 	store, err := natsio.NewReceipts(o)
 	if err != nil {
 		return nil, err
