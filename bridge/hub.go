@@ -24,10 +24,10 @@ type hub struct {
 	lanes    map[laneKey]*lane
 	busy     map[string][]*lane // by device with a message in flight: its lanes, of other streams, that wait for that
 	ready    levels
-	ending   map[uint64]struct{} // entries of the mailbox that have their fate and are being deleted
-	orphans  int                 // lanes of a lost source that are being parked
-	solo     fifo                // lanes whose head must be alone on the link
-	alone    bool                // such a head is in flight
+	ended    endings
+	orphans  int  // lanes of a lost source that are being parked
+	solo     fifo // lanes whose head must be alone on the link
+	alone    bool // such a head is in flight
 	inFlight int
 	window   int
 	gate     gate
@@ -55,7 +55,6 @@ func newHub(o HubOptions, b *Bridge) *hub {
 		log:     b.log.With("hub", o.Name),
 		lanes:   make(map[laneKey]*lane),
 		busy:    make(map[string][]*lane),
-		ending:  make(map[uint64]struct{}),
 		window:  window,
 		gate:    newGate(),
 		budget:  newBudget(o.Pace),

@@ -113,11 +113,6 @@ func (g *ledger) store(ctx context.Context, c *closing) error {
 
 // settled is for a fate that is durable.
 func (g *ledger) settled(c *closing) {
-	if c.entry > 0 && c.hub != nil {
-		c.hub.mu.Lock()
-		delete(c.hub.ending, c.entry)
-		c.hub.mu.Unlock()
-	}
 	if c.item != nil {
 		c.item.settled.Store(true)
 		c.hub.endTwin(c.item)
@@ -189,7 +184,7 @@ func (h *hub) end(it *item, status string, letter *DeadLetter) {
 		c.of = it.of
 	} else if c.entry = it.entry.Load(); c.entry > 0 {
 		h.mu.Lock()
-		h.ending[c.entry] = struct{}{}
+		h.ended.add(c.entry)
 		h.mu.Unlock()
 	}
 	h.bridge.ledger.conclude(h.bridge.sendCtx, c)

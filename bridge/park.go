@@ -102,7 +102,7 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 	case parcel.Entry > 0 && it.left.Load() == leftEnded:
 		// It has got its fate meanwhile, and when that is durable the entry goes. One that
 		// was let go keeps it: its source brings it again, and the mailbox knows it.
-		h.ending[parcel.Entry] = struct{}{}
+		h.ended.add(parcel.Entry)
 		it.twin.Store(parcel.Entry)
 	}
 	h.list(l)
@@ -276,7 +276,7 @@ func (h *hub) takeUp(l *lane, entry uint64) bool {
 		delete(l.gone, entry)
 		return false
 	}
-	if _, ending := h.ending[entry]; ending {
+	if h.ended.has(entry) {
 		return false
 	}
 	if l.stored > 0 {
