@@ -122,6 +122,7 @@ func (p *parker) parked(h *hub, l *lane, it *item, gone bool) {
 		l.drop(it)
 		if !gone {
 			l.stored++
+			l.parked = true
 			l.puts++
 			l.above = min(l.above, it.entry.Load()-1)
 		}
@@ -207,14 +208,14 @@ func (p *parker) replace(ctx context.Context, h *hub, l *lane, key string, entry
 			}
 			continue
 		}
-		if _, known := l.gone[q.Entry]; known || q.Entry <= l.above || l.stored == 0 {
+		if _, known := l.gone[q.Entry]; known || q.Entry <= l.above || !l.parked {
 			continue
 		}
 		if l.gone == nil {
 			l.gone = make(map[uint64]struct{})
 		}
 		l.gone[q.Entry] = struct{}{}
-		l.stored--
+		l.stored = max(l.stored, 1) - 1
 		h.bridge.metrics.restored()
 		stale = append(stale, restored(q))
 	}
@@ -240,7 +241,6 @@ func (h *hub) load(l *lane) (*item, error) {
 	for {
 		h.mu.Lock()
 		above := l.above
-		l.seen = l.puts
 		h.mu.Unlock()
 		if !h.bridge.owns(l.key.stream) {
 			return nil, ErrDisowned
@@ -279,11 +279,36 @@ func (h *hub) takeUp(l *lane, entry uint64) bool {
 	if h.ended.has(entry) {
 		return false
 	}
-	if l.stored > 0 {
-		l.stored--
-	}
+	l.stored = max(l.stored, 1) - 1
 	h.bridge.metrics.restored()
 	return true
+}
+
+// lookForMore finds out whether a box holds more than was counted: an append whose
+// answer got lost may have stored something. No send waits for it, and no token is spent.
+func (h *hub) lookForMore(l *lane) {
+	defer h.sends.Done()
+	h.mu.Lock()
+	above, puts := l.above, l.puts
+	h.mu.Unlock()
+	q, err := h.bridge.parker.mailbox.Next(h.bridge.sendCtx, l.box(h.name), above)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l.looking = false
+	switch {
+	case q != nil && (err == nil || errors.Is(err, ErrFormat)):
+		l.stored = max(l.stored, 1)
+	case h.closed || l.orphan:
+	case err != nil:
+		l.waits = true
+		l.timer = time.AfterFunc(time.Second, func() { h.resume(l) })
+	case l.puts == puts:
+		l.parked = false
+		clear(l.gone)
+	}
+	h.tidy(l)
+	h.list(l)
+	h.dispatch()
 }
 
 // unloaded is for a load that gave nothing: the entries are gone, or cannot be read now.
@@ -293,13 +318,10 @@ func (h *hub) unloaded(l *lane, err error) (job, bool) {
 	h.landed(l)
 	h.gate.unused()
 	switch {
-	case err == nil && l.seen != l.puts: // more came while it was looked for
 	case err == nil:
-		l.stored = 0 // somebody purged them
-		clear(l.gone)
-		h.tidy(l)
+		l.stored = 0 // somebody purged them, or more came meanwhile: it is looked up
 	case h.draining || l.orphan || errors.Is(err, ErrDisowned):
-		l.stored = 0
+		l.stored, l.parked = 0, false
 		h.tidy(l)
 	default:
 		wait := retryMax
