@@ -53,7 +53,8 @@ type Owned interface {
 	// Own blocks until the source is this process's. It fails only when ctx is done.
 	Own(ctx context.Context) error
 	// Held reports whether the source is surely still ours. It is cheap, never
-	// blocks, and is false in time also when this process was frozen meanwhile.
+	// blocks, and is false in time also when this process was frozen meanwhile. Once it
+	// was false the tenure is over: it stays so until the next Own.
 	Held() bool
 }
 

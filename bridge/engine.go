@@ -263,10 +263,8 @@ func (b *Bridge) adopt(boxes []Box) {
 func (b *Bridge) deliver(ctx context.Context, s Source, places chan struct{}) error {
 	release := func() { <-places }
 	for {
-		select {
-		case places <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := b.place(ctx, s, places); err != nil {
+			return err
 		}
 		d, err := s.Receive(ctx)
 		if err != nil {
@@ -274,6 +272,30 @@ func (b *Bridge) deliver(ctx context.Context, s Source, places chan struct{}) er
 			return err
 		}
 		b.accept(ctx, d, release)
+	}
+}
+
+// place waits for a place for one more delivery. While all are taken nobody is in
+// Receive to hear of a loss of the source, and what waits for that word keeps its place.
+func (b *Bridge) place(ctx context.Context, s Source, places chan struct{}) error {
+	select {
+	case places <- struct{}{}:
+		return nil
+	default:
+	}
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case places <- struct{}{}:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+			if !b.owns(s.Name()) {
+				return ErrDisowned
+			}
+		}
 	}
 }
 

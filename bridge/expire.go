@@ -35,7 +35,7 @@ func (h *hub) sweep(ctx context.Context, now time.Time) {
 	h.mu.Lock()
 	for _, l := range h.lanes {
 		for _, it := range slices.Concat(l.heads, l.tail) {
-			if !it.flying && it.expired(now) {
+			if !it.flying && !it.storing && it.expired(now) {
 				over = append(over, it)
 				h.remove(l, it)
 			}
@@ -56,7 +56,7 @@ func (h *hub) sweep(ctx context.Context, now time.Time) {
 // look reads the first entries of a lane's box and ends those that are expired.
 func (h *hub) look(ctx context.Context, l *lane) {
 	h.mu.Lock()
-	if l.stored == 0 || l.flying > 0 || len(l.heads) > 0 || l.orphan || h.draining {
+	if l.stored == 0 || l.flying > 0 || len(l.heads) > 0 || l.orphan.Load() || h.draining {
 		h.mu.Unlock()
 		return
 	}

@@ -85,6 +85,7 @@ func (h *hub) enqueue(it *item, crowded bool) {
 	var stale []*item
 	if key := it.envelope.Coalesce; key != "" {
 		stale = l.stale(key, it)
+		l.replaced += len(stale)
 	}
 	overflow := false
 	switch {
@@ -102,7 +103,7 @@ func (h *hub) enqueue(it *item, crowded bool) {
 	h.dispatch()
 	h.mu.Unlock()
 	for _, old := range stale {
-		h.replace(old)
+		h.replace(l, old)
 	}
 	if overflow {
 		h.end(it, "", it.letter(ReasonOverflow, errOverflow, h.name))
@@ -145,7 +146,7 @@ func (h *hub) adopt(b Box) {
 
 // list puts the lane among the ready ones if there is something it could start. The caller holds mu.
 func (h *hub) list(l *lane) {
-	if l.listed || l.orphan {
+	if l.listed || l.orphan.Load() {
 		return
 	}
 	if _, _, ok := l.next(); !ok {
@@ -353,13 +354,17 @@ func (h *hub) run(j job) {
 				continue
 			}
 		}
-		j, ok = h.finish(j, h.send(j.item))
+		j, ok = h.finish(j, h.send(j.lane, j.item))
 	}
 }
 
+// owns reports whether what the lane has may still be sent. The source may be ours again
+// by now, but not for a lane of the time before: its messages come again.
+func (h *hub) owns(l *lane) bool { return h.bridge.owns(l.key.stream) && !l.orphan.Load() }
+
 // send tries the item once. An expired one never reaches the wire.
-func (h *hub) send(it *item) error {
-	if !h.bridge.owns(it.message.Stream) {
+func (h *hub) send(l *lane, it *item) error {
+	if !h.owns(l) {
 		return ErrDisowned
 	}
 	if it.expired(time.Now()) {
@@ -393,11 +398,12 @@ func (h *hub) finish(done job, err error) (job, bool) {
 	switch {
 	case v.step == stepAccepted, v.step == stepDead:
 		h.remove(l, it)
-	case v.step == stepReturn, l.orphan, h.draining && it.durable():
+	case v.step == stepReturn, l.orphan.Load(), h.draining && it.durable():
 		it.letGo(h)
 		h.remove(l, it)
 	case it.superseded:
 		replaced = true
+		l.replaced++
 		h.remove(l, it)
 	case v.step == stepProbe:
 		h.await(l, it, err)
@@ -411,7 +417,7 @@ func (h *hub) finish(done job, err error) (job, bool) {
 	h.dispatch()
 	h.mu.Unlock()
 	if replaced {
-		h.replace(it)
+		h.replace(l, it)
 	}
 	return j, ok
 }
@@ -447,6 +453,9 @@ func (h *hub) remove(l *lane, it *item) {
 		h.probes.forget(l)
 	}
 	h.tidy(l)
+	if it.unstorable && l.spills {
+		h.spill(l) // what was behind it may be stored now
+	}
 }
 
 // tidy forgets a lane that has nothing any more. The caller holds mu.
@@ -519,7 +528,8 @@ func (h *hub) putBack(l *lane, it *item) {
 	l.drop(it)
 	l.stored++
 	l.above = entry - 1
-	l.tries, l.triesOf = &it.tries, entry
+	kept := it.tries // a copy: a pointer into the item would keep all of it
+	l.tries, l.triesOf = &kept, entry
 	h.bridge.metrics.fate(it.parked())
 }
 
@@ -557,7 +567,7 @@ func (h *hub) disown(stream string) {
 		if key.stream != stream {
 			continue
 		}
-		l.orphan = true
+		l.orphan.Store(true)
 		if l.parking {
 			h.orphans++
 		}

@@ -23,6 +23,8 @@ type item struct {
 	// send, or the mailbox that has stored it. Only the first one settles it there.
 	left  atomic.Bool
 	entry atomic.Uint64 // in the mailbox; set before left is
+	// given back to its source without a fate, by whoever set left: what the mailbox stores of it later stays there.
+	given atomic.Bool
 	// doubtful: an append of it failed, and may have stored it all the same.
 	doubtful atomic.Bool
 
@@ -30,6 +32,7 @@ type item struct {
 	flying     bool // in flight
 	superseded bool // a newer one with its coalescing key is here: not to be tried again
 	group      bool // one of several targets: sent from the mailbox alone, so that no crash sends it to the others again
+	storing    bool // being put into the mailbox: it may be there before it has another fate, and stay there after a crash
 	unstorable bool // the mailbox can never hold it
 
 	tries

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -39,10 +40,17 @@ type lane struct {
 	priority int // of the latest message seen
 
 	flying  int  // sends and loads under way
+	// replaced counts what newer messages replaced and whose fate is not durable yet. Nothing is sent or parked before: after
+	// a crash the old value would come again, behind the new one.
+	replaced int
 	listed  bool // in the hub's ready list
 	spills  bool // bound exceeded: all of it goes to the mailbox
 	parking bool // the parker has it
-	orphan  bool // its source has another owner by now; what is in flight comes to its end
+	// orphan: its source has another owner by now; what is in flight comes to its end. It is
+	// set under the mutex; a send that is about to begin asks without it.
+	orphan atomic.Bool
+	// unsure: its box may hold more than stored says, so it is not empty before a read says so.
+	unsure bool
 	// inherited: it had entries when this process became the owner.
 	inherited bool
 
@@ -60,8 +68,18 @@ func (l *lane) limit() int {
 	return 1
 }
 
+// uncount takes one entry off the count.
+func (l *lane) uncount() {
+	if l.stored > 0 {
+		l.stored--
+	}
+	if l.stored == 0 && l.unsure {
+		l.stored = 1
+	}
+}
+
 func (l *lane) empty() bool {
-	return len(l.heads)+len(l.tail) == 0 && l.stored == 0 && l.flying == 0
+	return len(l.heads)+len(l.tail) == 0 && l.stored == 0 && l.flying == 0 && l.replaced == 0
 }
 
 // full reports whether it holds more in memory than it may.
@@ -82,7 +100,7 @@ func (l *lane) kept() *item {
 // next reports what the lane could start: a message from memory, or (load) its next entry of the mailbox.
 func (l *lane) next() (it *item, load, ok bool) {
 	switch {
-	case l.waits || l.flying >= l.limit():
+	case l.waits || l.flying >= l.limit() || l.replaced > 0:
 		return nil, false, false
 	case l.kept() != nil:
 		return l.kept(), false, true
@@ -111,6 +129,9 @@ func (l *lane) take() *item {
 
 // unparked is the first message that is not in the mailbox and should be.
 func (l *lane) unparked() *item {
+	if l.replaced > 0 {
+		return nil
+	}
 	for _, it := range l.heads {
 		if it.unstorable {
 			return nil // nothing behind it may be stored before it has its fate, or it would come first
@@ -143,7 +164,8 @@ func (l *lane) stale(key string, before *item) (out []*item) {
 	for _, it := range slices.Concat(l.heads, l.tail) {
 		switch {
 		case it == before || it.envelope.Coalesce != key:
-		case it.flying:
+		case it.group && !it.unstorable: // its message comes again for all its targets unless the mailbox has it: replaced there
+		case it.flying || it.storing:
 			it.superseded = true
 		default:
 			l.drop(it)

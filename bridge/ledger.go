@@ -23,7 +23,8 @@ type closing struct {
 	of      *held  // the source's message; nil: none, or somebody else settles it
 	entry   uint64 // of the mailbox; 0: none
 	item    *item  // nil: it never got to a lane
-	hub     *hub   // of the entry
+	hub     *hub   // of the entry, box or lane
+	lane    *lane  // waits for it; nil: none does
 	box     *Box   // where it may be besides, by an append that seemed to fail; nil: nowhere
 	letter  *DeadLetter
 	receipt Receipt
@@ -104,6 +105,11 @@ func (g *ledger) store(ctx context.Context, c *closing) error {
 			return err
 		}
 		c.entry, c.box = entry, nil
+		if entry > 0 {
+			c.hub.mu.Lock()
+			c.hub.ending[entry] = struct{}{}
+			c.hub.mu.Unlock()
+		}
 	}
 	if c.entry > 0 {
 		return g.mailbox.Delete(ctx, c.entry)
@@ -113,11 +119,12 @@ func (g *ledger) store(ctx context.Context, c *closing) error {
 
 // settled is for a fate that is durable.
 func (g *ledger) settled(c *closing) {
-	if c.hub != nil {
+	if c.entry > 0 {
 		c.hub.mu.Lock()
 		delete(c.hub.ending, c.entry)
 		c.hub.mu.Unlock()
 	}
+	defer c.goOn()
 	switch {
 	case c.of != nil:
 		c.of.resolve(c.receipt)
@@ -129,8 +136,25 @@ func (g *ledger) settled(c *closing) {
 	}
 }
 
+// goOn has the lane that waited for it go on.
+func (c *closing) goOn() {
+	if c.lane == nil {
+		return
+	}
+	c.hub.mu.Lock()
+	defer c.hub.mu.Unlock()
+	c.lane.replaced--
+	if c.lane.spills {
+		c.hub.spill(c.lane)
+	}
+	c.hub.tidy(c.lane)
+	c.hub.list(c.lane)
+	c.hub.dispatch()
+}
+
 // letGo is for the end of the process: what is not durable comes again.
 func (g *ledger) letGo(c *closing) {
+	defer c.goOn()
 	switch {
 	case c.of != nil:
 		c.of.letGo(c.receipt)
@@ -170,7 +194,11 @@ func explain(err error) (condition, text string) {
 
 // end gives an item its fate: a status, or a dead letter.
 func (h *hub) end(it *item, status string, letter *DeadLetter) {
-	c := closing{item: it, letter: letter}
+	h.conclude(it, status, letter, nil)
+}
+
+func (h *hub) conclude(it *item, status string, letter *DeadLetter, waits *lane) {
+	c := closing{item: it, letter: letter, lane: waits}
 	if letter != nil {
 		c.receipt = letter.receipt()
 	} else {
@@ -180,14 +208,14 @@ func (h *hub) end(it *item, status string, letter *DeadLetter) {
 		told := it.correlation(h.name)
 		c.told = &told
 	}
-	if it.doubtful.Load() {
-		c.box = &Box{Hub: h.name, Device: it.envelope.Device, Stream: it.message.Stream}
-	}
+	c.hub = h
 	if it.leave() {
 		h.room.leave()
 		c.of = it.of
+		if it.doubtful.Load() { // read after left is set: an append that fails now sees that
+			c.box = &Box{Hub: h.name, Device: it.envelope.Device, Stream: it.message.Stream}
+		}
 	} else if c.entry = it.entry.Load(); c.entry > 0 {
-		c.hub = h
 		h.mu.Lock()
 		h.ending[c.entry] = struct{}{}
 		h.mu.Unlock()
@@ -195,11 +223,12 @@ func (h *hub) end(it *item, status string, letter *DeadLetter) {
 	h.bridge.ledger.conclude(h.bridge.sendCtx, c)
 }
 
-// replace is the end of what a newer message with its coalescing key replaces.
-func (h *hub) replace(it *item) { h.end(it, StatusReplaced, nil) }
+// replace is the end of what a newer message with its coalescing key replaces. Its lane has counted it.
+func (h *hub) replace(l *lane, it *item) { h.conclude(it, StatusReplaced, nil, l) }
 
 // letGo lets go, at shutdown or when another process owns the source, of an item that has no fate.
 func (it *item) letGo(h *hub) {
+	it.given.Store(true) // before left, by which the parker sees that it comes too late
 	if it.leave() {
 		h.room.leave()
 		it.of.letGo(it.receipt("", "", h.name))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"time"
 )
 
@@ -42,7 +43,7 @@ func newParker(m Mailbox, log *slog.Logger) *parker {
 // spill has the whole lane put into the mailbox. The caller holds mu.
 func (h *hub) spill(l *lane) {
 	l.spills = true
-	if l.parking || l.orphan || h.draining || l.unparked() == nil {
+	if l.parking || l.orphan.Load() || h.draining || l.unparked() == nil {
 		return
 	}
 	l.parking = true
@@ -54,9 +55,9 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 	h, l := job.hub, job.lane
 	h.mu.Lock()
 	it := l.unparked()
-	if it == nil || h.draining || l.orphan || ctx.Err() != nil {
+	if it == nil || h.draining || l.orphan.Load() || ctx.Err() != nil {
 		l.parking = false
-		if l.orphan {
+		if l.orphan.Load() {
 			h.orphans--
 		}
 		h.list(l)
@@ -66,13 +67,14 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		return false, nil
 	}
 	parcel := it.parcel()
+	it.storing = true
 	h.mu.Unlock()
 
 	gone, err := p.append(ctx, h, l, it, parcel)
 	switch {
 	case errors.Is(err, ErrUnstorable):
 		h.mu.Lock()
-		it.unstorable = true
+		it.unstorable, it.storing = true, false
 		h.mu.Unlock()
 		h.log.Warn("a message that waits is too large for the mailbox and stays at its source", "device_id", l.key.device, "route", it.envelope.Route, "err", err)
 		return true, nil
@@ -80,7 +82,12 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		it.doubtful.Store(true)
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		if l.orphan {
+		l.unsure, it.storing = true, false
+		if it.left.Load() && !it.given.Load() { // it has had its fate meanwhile, and maybe an entry
+			box := l.box(h.name)
+			h.bridge.ledger.add(h.bridge.sendCtx, closing{item: it, box: &box, hub: h})
+		}
+		if l.orphan.Load() {
 			l.parking = false
 			h.orphans--
 		}
@@ -94,12 +101,16 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		it.of.resolve(it.parked())
 	}
 	h.mu.Lock()
-	late := !won && parcel.Entry > 0 // it has had its fate meanwhile
+	it.storing = false
+	// It has had its fate meanwhile. What was given back to its source comes again, and has
+	// its entry there: whoever finds that settles it at its source because it is there.
+	late := !won && parcel.Entry > 0 && !it.given.Load()
 	switch {
 	case won:
 		p.parked(h, l, it, gone)
 	case late:
 		h.ending[parcel.Entry] = struct{}{}
+		l.unsure = true // the count does not have it, and a load may still see it
 	}
 	h.list(l)
 	h.dispatch()
@@ -204,20 +215,27 @@ func (p *parker) replace(ctx context.Context, h *hub, l *lane, key string, entry
 			}
 			continue
 		}
-		if _, known := l.gone[q.Entry]; known || q.Entry <= l.above || l.stored == 0 {
+		_, known := l.gone[q.Entry]
+		_, ending := h.ending[q.Entry]
+		if known || ending || q.Entry <= l.above || l.stored == 0 {
 			continue
+		}
+		if len(l.gone) > laneItems { // those that are deleted by now need not be known any more
+			maps.DeleteFunc(l.gone, func(entry uint64, _ struct{}) bool { _, ending := h.ending[entry]; return !ending })
 		}
 		if l.gone == nil {
 			l.gone = make(map[uint64]struct{})
 		}
 		l.gone[q.Entry] = struct{}{}
-		l.stored--
+		h.ending[q.Entry] = struct{}{}
+		l.uncount()
 		h.bridge.metrics.restored()
 		stale = append(stale, restored(q))
 	}
+	l.replaced += len(stale)
 	h.mu.Unlock()
 	for _, it := range stale {
-		h.replace(it)
+		h.replace(l, it)
 	}
 	return nil
 }
@@ -238,7 +256,7 @@ func (h *hub) load(l *lane) (*item, error) {
 		h.mu.Lock()
 		above := l.above
 		h.mu.Unlock()
-		if !h.bridge.owns(l.key.stream) {
+		if !h.owns(l) {
 			return nil, ErrDisowned
 		}
 		q, err := h.bridge.parker.mailbox.Next(h.bridge.sendCtx, l.box(h.name), above)
@@ -246,6 +264,10 @@ func (h *hub) load(l *lane) (*item, error) {
 			return nil, err
 		}
 		h.mu.Lock()
+		if l.replaced > 0 {
+			h.mu.Unlock()
+			return nil, errReplacing
+		}
 		if !h.takeUp(l, q.Entry) {
 			h.mu.Unlock()
 			continue
@@ -264,6 +286,9 @@ func (h *hub) load(l *lane) (*item, error) {
 	}
 }
 
+// errReplacing is why a lane loads nothing now; it goes on when what was replaced has its fate.
+var errReplacing = errors.New("what a newer message replaced has no durable fate yet")
+
 // takeUp notes that the lane's next entry is taken out of the mailbox's order.
 // False: it was replaced, and has its fate. The caller holds mu.
 func (h *hub) takeUp(l *lane, entry uint64) bool {
@@ -275,9 +300,7 @@ func (h *hub) takeUp(l *lane, entry uint64) bool {
 	if _, ending := h.ending[entry]; ending {
 		return false
 	}
-	if l.stored > 0 {
-		l.stored--
-	}
+	l.uncount()
 	h.bridge.metrics.restored()
 	return true
 }
@@ -290,10 +313,11 @@ func (h *hub) unloaded(l *lane, err error) (job, bool) {
 	h.gate.unused()
 	switch {
 	case err == nil:
-		l.stored = 0 // somebody purged them
+		l.stored, l.unsure = 0, false // all are taken up, or somebody purged them
 		clear(l.gone)
 		h.tidy(l)
-	case h.draining || l.orphan || errors.Is(err, ErrDisowned):
+	case errors.Is(err, errReplacing):
+	case h.draining || l.orphan.Load() || errors.Is(err, ErrDisowned):
 		l.stored = 0
 		h.tidy(l)
 	default:
