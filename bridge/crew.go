@@ -44,9 +44,12 @@ func (c *crew[J]) run(ctx context.Context) {
 	for {
 		c.mu.Lock()
 		if len(c.queue) == 0 {
-			if c.busy--; c.busy == 0 && c.idle != nil {
-				close(c.idle)
-				c.idle = nil
+			if c.busy--; c.busy == 0 {
+				c.failing = nil // nothing is left that fails
+				if c.idle != nil {
+					close(c.idle)
+					c.idle = nil
+				}
 			}
 			c.mu.Unlock()
 			return
@@ -110,6 +113,13 @@ func (c *crew[J]) drain(ctx context.Context) {
 	case <-idle:
 	case <-ctx.Done():
 	}
+}
+
+// waiting is the number of jobs that no worker has.
+func (c *crew[J]) waiting() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.queue)
 }
 
 func (c *crew[J]) ready() error {

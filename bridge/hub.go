@@ -220,11 +220,13 @@ func (h *hub) pick(now time.Time) *lane {
 		}
 		return h.turn(&h.ready, func(l *lane) bool { return !h.gate.suspects(l.key.device) })
 	}
+	if solo { // before the probes, each of which would make the link wait until it is empty again
+		if l := h.pickSolo(now); l != nil || h.solo.len() > 0 {
+			return l
+		}
+	}
 	if l := h.probe(now); l != nil {
 		return l
-	}
-	if solo {
-		return h.pickSolo(now)
 	}
 	l := h.turn(&h.ready, nil)
 	if l != nil && !h.pays(now) {
@@ -279,6 +281,10 @@ func (h *hub) turn(q queue, wanted func(*lane) bool) *lane {
 			}
 		}
 		l.listed = false
+		if it := l.kept(); it != nil && it.linkBreaks >= soloAfter && q != queue(&h.solo) {
+			h.list(l) // listed before the link broke again
+			continue
+		}
 		if _, _, ok := l.next(); ok {
 			return l
 		}
@@ -307,8 +313,9 @@ func (h *hub) probe(now time.Time) *lane {
 		if _, _, ok := l.next(); !ok {
 			continue // all of it was replaced, has expired, or was given back
 		}
-		if _, busy := h.busy[l.key.device]; busy && !l.key.unordered {
-			h.list(l) // its other lane is about to find out
+		_, busy := h.busy[l.key.device]
+		if it := l.kept(); busy && !l.key.unordered || it != nil && it.linkBreaks >= soloAfter {
+			h.list(l) // its other lane is about to find out, or it must be alone
 			continue
 		}
 		return l

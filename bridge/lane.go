@@ -39,13 +39,13 @@ type lane struct {
 	gone     map[uint64]struct{}
 	priority int // of the latest message seen
 
-	flying  int  // sends and loads under way
+	flying int // sends and loads under way
 	// replaced counts what newer messages replaced and whose fate is not durable yet. Nothing is sent or parked before: after
 	// a crash the old value would come again, behind the new one.
 	replaced int
-	listed  bool // in the hub's ready list
-	spills  bool // bound exceeded: all of it goes to the mailbox
-	parking bool // the parker has it
+	listed   bool // in the hub's ready list
+	spills   bool // bound exceeded: all of it goes to the mailbox
+	parking  bool // the parker has it
 	// orphan: its source has another owner by now; what is in flight comes to its end. It is
 	// set under the mutex; a send that is about to begin asks without it.
 	orphan atomic.Bool

@@ -259,6 +259,9 @@ func (h *hub) load(l *lane) (*item, error) {
 		if !h.owns(l) {
 			return nil, ErrDisowned
 		}
+		if h.bridge.ledger.crew.waiting() > h.bridge.options.MaxHeld {
+			return nil, errBehind
+		}
 		q, err := h.bridge.parker.mailbox.Next(h.bridge.sendCtx, l.box(h.name), above)
 		if err != nil || q == nil {
 			return nil, err
@@ -277,6 +280,11 @@ func (h *hub) load(l *lane) (*item, error) {
 			it.tries = *l.tries
 		}
 		l.tries = nil
+		if it.expired(time.Now()) { // the turn is for the first one that can be sent
+			h.mu.Unlock()
+			h.end(it, "", it.letter(ReasonExpired, errExpired, h.name))
+			continue
+		}
 		it.flying = true
 		l.heads = append(l.heads, it)
 		l.bytes += it.size
@@ -285,6 +293,9 @@ func (h *hub) load(l *lane) (*item, error) {
 		return it, nil
 	}
 }
+
+// errBehind is why nothing is taken out of the mailbox: what became of more than enough of it is not durable yet.
+var errBehind = errors.New("what became of messages before it cannot be stored")
 
 // errReplacing is why a lane loads nothing now; it goes on when what was replaced has its fate.
 var errReplacing = errors.New("what a newer message replaced has no durable fate yet")
@@ -322,8 +333,8 @@ func (h *hub) unloaded(l *lane, err error) (job, bool) {
 		h.tidy(l)
 	default:
 		wait := retryMax
-		if !errors.Is(err, ErrFormat) {
-			wait = time.Second
+		if !errors.Is(err, ErrFormat) { // with many lanes it is the store, and they must not keep us busy
+			wait = min(time.Second+time.Duration(len(h.lanes))*time.Millisecond, retryMax)
 		}
 		if !l.warned {
 			l.warned = true
