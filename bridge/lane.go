@@ -152,6 +152,9 @@ func (l *lane) drop(it *item) {
 		l.heads = slices.Delete(l.heads, i, i+1)
 	} else if i := slices.Index(l.tail, it); i >= 0 {
 		l.tail = slices.Delete(l.tail, i, i+1)
+		if len(l.tail) == 0 && cap(l.tail) > parallel {
+			l.tail = nil // what waits in the mailbox must not keep the room of what waited here
+		}
 	} else {
 		return
 	}
