@@ -145,6 +145,32 @@ func TestAppendThatSeemedToFail(t *testing.T) {
 	}
 }
 
+// Many devices whose messages the mailbox refuses do not keep it from taking those of another one.
+func TestRefusedBoxesHoldUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.full["well"] = true
+		for i := range 70 * (parkers + 8) {
+			w.publish(fmt.Sprintf("cmd.refused%d", i%(parkers+8)), "x")
+		}
+		w.answer = func(e *mapping.Envelope) error {
+			if e.Device == "well" {
+				return nil
+			}
+			return amqpErr(QueueFull, "amqp:resource-limit-exceeded")
+		}
+		p := w.run(t, func(o *Options) { o.MaxHeld = 10_000 })
+		time.Sleep(5 * time.Minute)
+		for i := range 100 {
+			w.publish("cmd.well", fmt.Sprintf("%04d", i))
+		}
+		time.Sleep(time.Second)
+		require.GreaterOrEqual(t, w.boxed(), 99)
+		p.cancel()
+		<-p.done
+	})
+}
+
 // What became of drained entries cannot be stored: no more of them are sent than can be remembered.
 func TestLedgerIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -50,7 +50,7 @@ type ledger struct {
 
 func newLedger(o Options, m *metrics, r *recent, log *slog.Logger) *ledger {
 	g := &ledger{letters: o.DeadLetters, receipts: o.Receipts, mailbox: o.Mailbox, metrics: m, recent: r, log: log}
-	g.crew = &crew[*closing]{workers: clerks, work: g.close, log: log, what: "what became of messages cannot be stored; they stay where they are"}
+	g.crew = &crew[*closing]{news: make(chan struct{}, 1), workers: clerks, work: g.close, log: log, what: "what became of messages cannot be stored; they stay where they are"}
 	return g
 }
 

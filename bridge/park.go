@@ -36,7 +36,7 @@ type parking struct {
 
 func newParker(m Mailbox, log *slog.Logger) *parker {
 	p := &parker{mailbox: m}
-	p.crew = &crew[parking]{workers: parkers, work: p.park, log: log, what: "the mailbox cannot be written; what exceeds its bound stays at the source"}
+	p.crew = &crew[parking]{news: make(chan struct{}, 1), workers: parkers, work: p.park, log: log, what: "the mailbox cannot be written; what exceeds its bound stays at the source"}
 	return p
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -321,6 +322,9 @@ func (m worldMailbox) Append(ctx context.Context, q *Parcel) (repeat bool, err e
 		w := m.p.w
 		if w.huge != nil && w.huge(q) {
 			return ErrUnstorable
+		}
+		if strings.HasPrefix(q.Envelope.Device, "refused") {
+			return errors.New("maximum messages per subject exceeded")
 		}
 		if w.limit > 0 && len(w.entries) >= w.limit {
 			return errors.New("maximum messages exceeded")
