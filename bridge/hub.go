@@ -84,6 +84,7 @@ func (h *hub) enqueue(it *item, crowded bool) {
 	var stale []*item
 	if key := it.envelope.Coalesce; key != "" {
 		stale = l.stale(key, it)
+		l.replaced += len(stale)
 	}
 	overflow := false
 	switch {
@@ -101,7 +102,7 @@ func (h *hub) enqueue(it *item, crowded bool) {
 	h.dispatch()
 	h.mu.Unlock()
 	for _, old := range stale {
-		h.replace(old)
+		h.replace(l, old)
 	}
 	if overflow {
 		h.end(it, "", it.letter(ReasonOverflow, errOverflow, h.name))
@@ -144,7 +145,7 @@ func (h *hub) adopt(b Box) {
 
 // list puts the lane among the ready ones if there is something it could start. The caller holds mu.
 func (h *hub) list(l *lane) {
-	if l.listed || l.orphan {
+	if l.listed || l.orphan.Load() {
 		return
 	}
 	if l.parked && l.stored == 0 && l.flying == 0 && len(l.heads) == 0 && !l.looking && !h.closed {
@@ -223,11 +224,13 @@ func (h *hub) pick(now time.Time) *lane {
 		}
 		return h.turn(&h.ready, func(l *lane) bool { return !h.gate.suspects(l.key.device) })
 	}
+	if solo { // before the probes, each of which would make the link wait until it is empty again
+		if l := h.pickSolo(now); l != nil || h.solo.len() > 0 {
+			return l
+		}
+	}
 	if l := h.probe(now); l != nil {
 		return l
-	}
-	if solo {
-		return h.pickSolo(now)
 	}
 	l := h.turn(&h.ready, nil)
 	if l != nil && !h.pays(now) {
@@ -282,6 +285,10 @@ func (h *hub) turn(q queue, wanted func(*lane) bool) *lane {
 			}
 		}
 		l.listed = false
+		if it := l.kept(); it != nil && it.linkBreaks >= soloAfter && q != queue(&h.solo) {
+			h.list(l) // listed before the link broke again
+			continue
+		}
 		if _, _, ok := l.next(); ok {
 			return l
 		}
@@ -310,8 +317,9 @@ func (h *hub) probe(now time.Time) *lane {
 		if _, _, ok := l.next(); !ok {
 			continue // all of it was replaced, has expired, or was given back
 		}
-		if _, busy := h.busy[l.key.device]; busy && !l.key.unordered {
-			h.list(l) // its other lane is about to find out
+		_, busy := h.busy[l.key.device]
+		if it := l.kept(); busy && !l.key.unordered || it != nil && it.linkBreaks >= soloAfter {
+			h.list(l) // its other lane is about to find out, or it must be alone
 			continue
 		}
 		return l
@@ -357,13 +365,17 @@ func (h *hub) run(j job) {
 				continue
 			}
 		}
-		j, ok = h.finish(j, h.send(j.item))
+		j, ok = h.finish(j, h.send(j.lane, j.item))
 	}
 }
 
+// owns reports whether what the lane has may still be sent. The source may be ours again
+// by now, but not for a lane of the time before: its messages come again.
+func (h *hub) owns(l *lane) bool { return h.bridge.owns(l.key.stream) && !l.orphan.Load() }
+
 // send tries the item once. An expired one never reaches the wire.
-func (h *hub) send(it *item) error {
-	if !h.bridge.owns(it.message.Stream) {
+func (h *hub) send(l *lane, it *item) error {
+	if !h.owns(l) {
 		return ErrDisowned
 	}
 	if it.expired(time.Now()) {
@@ -397,11 +409,12 @@ func (h *hub) finish(done job, err error) (job, bool) {
 	switch {
 	case v.step == stepAccepted, v.step == stepDead:
 		h.remove(l, it)
-	case v.step == stepReturn, l.orphan, h.draining && it.durable():
+	case v.step == stepReturn, l.orphan.Load(), h.draining && it.durable():
 		it.letGo(h)
 		h.remove(l, it)
 	case it.superseded:
 		replaced = true
+		l.replaced++
 		h.remove(l, it)
 	case v.step == stepProbe:
 		h.await(l, it, err)
@@ -415,7 +428,7 @@ func (h *hub) finish(done job, err error) (job, bool) {
 	h.dispatch()
 	h.mu.Unlock()
 	if replaced {
-		h.replace(it)
+		h.replace(l, it)
 	}
 	return j, ok
 }
@@ -451,6 +464,9 @@ func (h *hub) remove(l *lane, it *item) {
 		h.probes.forget(l)
 	}
 	h.tidy(l)
+	if it.unstorable && l.spills {
+		h.spill(l) // what was behind it may be stored now
+	}
 }
 
 // tidy forgets a lane that has nothing any more. The caller holds mu.
@@ -524,7 +540,8 @@ func (h *hub) putBack(l *lane, it *item) {
 	l.stored++
 	l.parked = true
 	l.above = entry - 1
-	l.tries, l.triesOf = &it.tries, entry
+	kept := it.tries // a copy: a pointer into the item would keep all of it
+	l.tries, l.triesOf = &kept, entry
 	h.bridge.metrics.fate(it.parked())
 }
 
@@ -562,7 +579,7 @@ func (h *hub) disown(stream string) {
 		if key.stream != stream {
 			continue
 		}
-		l.orphan = true
+		l.orphan.Store(true)
 		if l.parking {
 			h.orphans++
 		}

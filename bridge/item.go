@@ -34,6 +34,7 @@ type item struct {
 	flying     bool // in flight
 	superseded bool // a newer one with its coalescing key is here: not to be tried again
 	group      bool // one of several targets: sent from the mailbox alone, so that no crash sends it to the others again
+	storing    bool // being put into the mailbox: it may be there before it has another fate, and stay there after a crash
 	unstorable bool // the mailbox can never hold it
 
 	tries

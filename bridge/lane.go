@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -39,15 +40,19 @@ type lane struct {
 	due      time.Time // when its next entry may have expired; zero: not known
 	tries    *tries    // of an entry that was taken up and put back
 	triesOf  uint64    // that entry
-	gone     map[uint64]struct{}
-	priority int // of the latest message seen
+	priority int       // of the latest message seen
 
-	flying  int  // sends and loads under way
-	listed  bool // in the hub's ready list
-	spills  bool // bound exceeded: all of it goes to the mailbox
-	parking bool // the parker has it
-	looking bool // for entries beyond those counted
-	orphan  bool // its source has another owner by now; what is in flight comes to its end
+	flying int // sends and loads under way
+	// replaced counts what newer messages replaced and whose fate is not durable yet. Nothing is sent or parked before: after
+	// a crash the old value would come again, behind the new one.
+	replaced int
+	listed   bool // in the hub's ready list
+	spills   bool // bound exceeded: all of it goes to the mailbox
+	parking  bool // the parker has it
+	looking  bool // for entries beyond those counted
+	// orphan: its source has another owner by now; what is in flight comes to its end. It is
+	// set under the mutex; a send that is about to begin asks without it.
+	orphan atomic.Bool
 	// inherited: it had entries when this process became the owner.
 	inherited bool
 
@@ -66,7 +71,7 @@ func (l *lane) limit() int {
 }
 
 func (l *lane) empty() bool {
-	return len(l.heads)+len(l.tail) == 0 && !l.parked && l.flying == 0
+	return len(l.heads)+len(l.tail) == 0 && !l.parked && l.flying == 0 && l.replaced == 0
 }
 
 // full reports whether it holds more in memory than it may.
@@ -87,7 +92,7 @@ func (l *lane) kept() *item {
 // next reports what the lane could start: a message from memory, or (load) its next entry of the mailbox.
 func (l *lane) next() (it *item, load, ok bool) {
 	switch {
-	case l.waits || l.flying >= l.limit():
+	case l.waits || l.flying >= l.limit() || l.replaced > 0:
 		return nil, false, false
 	case l.kept() != nil:
 		return l.kept(), false, true
@@ -118,6 +123,9 @@ func (l *lane) take() *item {
 
 // unparked is the first message that is not in the mailbox and should be.
 func (l *lane) unparked() *item {
+	if l.replaced > 0 {
+		return nil
+	}
 	for _, it := range l.heads {
 		if it.unstorable {
 			return nil // nothing behind it may be stored before it has its fate, or it would come first
@@ -138,6 +146,9 @@ func (l *lane) drop(it *item) {
 		l.heads = slices.Delete(l.heads, i, i+1)
 	} else if i := slices.Index(l.tail, it); i >= 0 {
 		l.tail = slices.Delete(l.tail, i, i+1)
+		if len(l.tail) == 0 && cap(l.tail) > parallel {
+			l.tail = nil // what waits in the mailbox must not keep the room of what waited here
+		}
 	} else {
 		return
 	}
@@ -150,7 +161,8 @@ func (l *lane) stale(key string, before *item) (out []*item) {
 	for _, it := range slices.Concat(l.heads, l.tail) {
 		switch {
 		case it == before || it.envelope.Coalesce != key:
-		case it.flying:
+		case it.group && !it.unstorable: // its message comes again for all its targets unless the mailbox has it: replaced there
+		case it.flying || it.storing:
 			it.superseded = true
 		default:
 			l.drop(it)

@@ -23,7 +23,8 @@ type closing struct {
 	of      *held  // the source's message; nil: none, or somebody else settles it
 	entry   uint64 // of the mailbox; 0: none
 	item    *item  // nil: it never got to a lane
-	hub     *hub   // of item and entry
+	hub     *hub   // of item, entry and lane
+	lane    *lane  // waits for it; nil: none does
 	box     *Box   // where the entry is to be looked for first
 	letter  *DeadLetter
 	receipt Receipt
@@ -49,7 +50,7 @@ type ledger struct {
 
 func newLedger(o Options, m *metrics, r *recent, log *slog.Logger) *ledger {
 	g := &ledger{letters: o.DeadLetters, receipts: o.Receipts, mailbox: o.Mailbox, metrics: m, recent: r, log: log}
-	g.crew = &crew[*closing]{workers: clerks, work: g.close, log: log, what: "what became of messages cannot be stored; they stay where they are"}
+	g.crew = &crew[*closing]{news: make(chan struct{}, 1), workers: clerks, work: g.close, log: log, what: "what became of messages cannot be stored; they stay where they are"}
 	return g
 }
 
@@ -104,6 +105,11 @@ func (g *ledger) store(ctx context.Context, c *closing) error {
 			return err
 		}
 		c.entry, c.box = entry, nil
+		if entry > 0 {
+			c.hub.mu.Lock()
+			c.hub.ended.add(entry)
+			c.hub.mu.Unlock()
+		}
 	}
 	if c.entry > 0 {
 		return g.mailbox.Delete(ctx, c.entry)
@@ -117,6 +123,7 @@ func (g *ledger) settled(c *closing) {
 		c.item.settled.Store(true)
 		c.hub.endTwin(c.item)
 	}
+	defer c.goOn()
 	switch {
 	case c.of != nil:
 		c.of.resolve(c.receipt)
@@ -128,8 +135,25 @@ func (g *ledger) settled(c *closing) {
 	}
 }
 
+// goOn has the lane that waited for it go on.
+func (c *closing) goOn() {
+	if c.lane == nil {
+		return
+	}
+	c.hub.mu.Lock()
+	defer c.hub.mu.Unlock()
+	c.lane.replaced--
+	if c.lane.spills {
+		c.hub.spill(c.lane)
+	}
+	c.hub.tidy(c.lane)
+	c.hub.list(c.lane)
+	c.hub.dispatch()
+}
+
 // letGo is for the end of the process: what is not durable comes again.
 func (g *ledger) letGo(c *closing) {
+	defer c.goOn()
 	switch {
 	case c.of != nil:
 		c.of.letGo(c.receipt)
@@ -169,7 +193,11 @@ func explain(err error) (condition, text string) {
 
 // end gives an item its fate: a status, or a dead letter.
 func (h *hub) end(it *item, status string, letter *DeadLetter) {
-	c := closing{item: it, hub: h, letter: letter}
+	h.conclude(it, status, letter, nil)
+}
+
+func (h *hub) conclude(it *item, status string, letter *DeadLetter, waits *lane) {
+	c := closing{item: it, hub: h, letter: letter, lane: waits}
 	if letter != nil {
 		c.receipt = letter.receipt()
 	} else {
@@ -204,8 +232,8 @@ func (h *hub) endTwin(it *item) {
 	}
 }
 
-// replace is the end of what a newer message with its coalescing key replaces.
-func (h *hub) replace(it *item) { h.end(it, StatusReplaced, nil) }
+// replace is the end of what a newer message with its coalescing key replaces. Its lane has counted it.
+func (h *hub) replace(l *lane, it *item) { h.conclude(it, StatusReplaced, nil, l) }
 
 // letGo lets go, at shutdown or when another process owns the source, of an item that has no fate.
 func (it *item) letGo(h *hub) {
