@@ -102,15 +102,20 @@ func (it *item) correlation(hub string) Correlation {
 	e, in := it.envelope, it.message
 	c := Correlation{
 		ID: e.MessageID, Device: e.Device, Hub: hub, Route: e.Route, Subject: in.Subject, Stream: in.Stream, Sequence: in.Sequence,
-		ReplyTo: e.ReplyTo, Wait: e.Wait, Feedback: e.Ack != mapping.AckNone, Ack: e.Ack, Expires: e.ExpiresAt, SentAt: time.Now().UTC(),
-	}
-	if v := in.Header["traceparent"]; len(v) > 0 {
-		c.Trace = v[0]
+		ReplyTo: e.ReplyTo, Wait: e.Wait, Feedback: e.Ack != mapping.AckNone, Ack: e.Ack, Expires: e.ExpiresAt, Trace: traceOf(in), SentAt: time.Now().UTC(),
 	}
 	if it.of != nil && it.of.replies() {
 		c.ReplyTo = "" // the delivery itself answers
 	}
 	return c
+}
+
+// traceOf is the message's W3C traceparent, or "".
+func traceOf(in *mapping.Input) string {
+	if v := in.Header["traceparent"]; len(v) > 0 {
+		return v[0]
+	}
+	return ""
 }
 
 // receipt is what became of the item.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"time"
+
+	"downlink/mapping"
 )
 
 const (
@@ -152,6 +154,19 @@ func (l *DeadLetter) receipt() Receipt {
 func (m *held) unmapped(l DeadLetter) closing {
 	l.Message, l.At = m.delivery.Message(), time.Now().UTC()
 	return closing{of: m, letter: &l, receipt: l.receipt()}
+}
+
+// tells has the end of a message that never got to a lane told to whom it may concern.
+func (c closing) tells(asked *mapping.Asked) closing {
+	if asked == nil || c.of.bridge.ledger.receipts == nil {
+		return c
+	}
+	in, r := c.of.delivery.Message(), c.receipt
+	c.told = &Correlation{Device: r.Device, Route: r.Route, Subject: in.Subject, Stream: in.Stream, Sequence: in.Sequence, Trace: traceOf(in), SentAt: r.At}
+	if !c.of.replies() { // else the delivery itself answers
+		c.told.ReplyTo = asked.ReplyTo
+	}
+	return c
 }
 
 // explain takes an outcome apart for a dead letter.
