@@ -79,7 +79,7 @@ func (h *hub) look(ctx context.Context, l *lane) {
 		}
 		above = q.Entry
 		h.mu.Lock()
-		fresh := h.takeUp(l, q.Entry)
+		fresh := h.takeUp(l, q)
 		h.mu.Unlock()
 		if fresh {
 			h.end(it, "", it.letter(ReasonExpired, errExpired, h.name))

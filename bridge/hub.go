@@ -25,6 +25,7 @@ type hub struct {
 	busy     map[string][]*lane // by device with a message in flight: its lanes, of other streams, that wait for that
 	ready    levels
 	ending   map[uint64]struct{} // entries of the mailbox that have their fate and are being deleted
+	stray    map[identity]int    // messages that have their fate while it is not known whether the mailbox has them
 	orphans  int                 // lanes of a lost source that are being parked
 	solo     fifo                // lanes whose head must be alone on the link
 	alone    bool                // such a head is in flight
@@ -56,6 +57,7 @@ func newHub(o HubOptions, b *Bridge) *hub {
 		lanes:   make(map[laneKey]*lane),
 		busy:    make(map[string][]*lane),
 		ending:  make(map[uint64]struct{}),
+		stray:   make(map[identity]int),
 		window:  window,
 		gate:    newGate(),
 		budget:  newBudget(o.Pace),

@@ -25,10 +25,11 @@ type closing struct {
 	of      *held  // the source's message; nil: none, or somebody else settles it
 	entry   uint64 // of the mailbox; 0: none
 	item    *item  // nil: it never got to a lane
-	hub     *hub   // of the entry
+	hub     *hub   // of the entry, or the box
 	box     *Box   // where it may be besides, by an append that seemed to fail; nil: nowhere
 	letter  *DeadLetter
 	receipt Receipt
+	strays  bool         // with box: the item is one of the hub's strays
 	told    *Correlation // whom the receipt goes to; nil: nobody asked for one
 
 	lettered, receipted bool
@@ -118,6 +119,9 @@ func (g *ledger) settled(c *closing) {
 	if c.hub != nil {
 		c.hub.mu.Lock()
 		delete(c.hub.ending, c.entry)
+		if c.strays {
+			c.hub.found(c.item)
+		}
 		c.hub.mu.Unlock()
 	}
 	switch {
@@ -195,12 +199,15 @@ func (h *hub) end(it *item, status string, letter *DeadLetter) {
 		told := it.correlation(h.name)
 		c.told = &told
 	}
-	if it.doubtful.Load() {
-		c.box = &Box{Hub: h.name, Device: it.envelope.Device, Stream: it.message.Stream}
-	}
 	if it.leave() {
 		h.room.leave()
 		c.of = it.of
+		// In this order: the parker notes the doubt first, and then looks whether the item has left.
+		if it.doubtful.Load() {
+			h.mu.Lock()
+			h.lookFor(&c)
+			h.mu.Unlock()
+		}
 	} else if c.entry = it.entry.Load(); c.entry > 0 {
 		c.hub = h
 		h.mu.Lock()
@@ -208,6 +215,24 @@ func (h *hub) end(it *item, status string, letter *DeadLetter) {
 		h.mu.Unlock()
 	}
 	h.bridge.ledger.conclude(h.bridge.sendCtx, c)
+}
+
+// lookFor has the mailbox searched for an item that has its fate, and that an append
+// which seemed to fail may have stored. Until that is over, its entry is none to whoever reads the box.
+// The caller holds mu.
+func (h *hub) lookFor(c *closing) {
+	it := c.item
+	c.hub, c.strays = h, true
+	c.box = &Box{Hub: h.name, Device: it.envelope.Device, Stream: it.message.Stream}
+	h.stray[identityOf(it)]++
+}
+
+// found ends that search. The caller holds mu.
+func (h *hub) found(it *item) {
+	id := identityOf(it)
+	if h.stray[id]--; h.stray[id] <= 0 {
+		delete(h.stray, id)
+	}
 }
 
 // replace is the end of what a newer message with its coalescing key replaces.

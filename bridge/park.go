@@ -80,6 +80,13 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		it.doubtful.Store(true)
 		h.mu.Lock()
 		defer h.mu.Unlock()
+		if it.left.Load() && !l.orphan && !h.draining && ctx.Err() == nil {
+			// It had its fate meanwhile, which did not know of the doubt. (What was let go of
+			// has none, and the entry may be all that its next owner has.)
+			c := closing{item: it}
+			h.lookFor(&c)
+			h.bridge.ledger.add(h.bridge.sendCtx, c)
+		}
 		if l.orphan {
 			l.parking = false
 			h.orphans--
@@ -204,7 +211,7 @@ func (p *parker) replace(ctx context.Context, h *hub, l *lane, key string, entry
 			}
 			continue
 		}
-		if _, known := l.gone[q.Entry]; known || q.Entry <= l.above || l.stored == 0 {
+		if _, known := l.gone[q.Entry]; known || q.Entry <= l.above || l.stored == 0 || h.astray(q) {
 			continue
 		}
 		if l.gone == nil {
@@ -246,7 +253,7 @@ func (h *hub) load(l *lane) (*item, error) {
 			return nil, err
 		}
 		h.mu.Lock()
-		if !h.takeUp(l, q.Entry) {
+		if !h.takeUp(l, q) {
 			h.mu.Unlock()
 			continue
 		}
@@ -265,9 +272,13 @@ func (h *hub) load(l *lane) (*item, error) {
 }
 
 // takeUp notes that the lane's next entry is taken out of the mailbox's order.
-// False: it was replaced, and has its fate. The caller holds mu.
-func (h *hub) takeUp(l *lane, entry uint64) bool {
+// False: it has its fate, as it was replaced, or is being deleted. The caller holds mu.
+func (h *hub) takeUp(l *lane, q *Parcel) bool {
+	entry := q.Entry
 	l.above, l.due = entry, time.Time{}
+	if h.astray(q) {
+		return false
+	}
 	if _, gone := l.gone[entry]; gone {
 		delete(l.gone, entry)
 		return false
@@ -280,6 +291,12 @@ func (h *hub) takeUp(l *lane, entry uint64) bool {
 	}
 	h.bridge.metrics.restored()
 	return true
+}
+
+// astray reports whether an entry is of a message that has its fate, by a send that
+// did not know of it: it was never counted. The caller holds mu.
+func (h *hub) astray(q *Parcel) bool {
+	return len(h.stray) > 0 && h.stray[identityOf(restored(q))] > 0
 }
 
 // unloaded is for a load that gave nothing: the entries are gone, or cannot be read now.
