@@ -37,6 +37,8 @@ type plant struct {
 	stop func()
 	sent int // messages to each healthy device
 	rule map[*bridgetest.Hub]int
+
+	toNATS, toHub *bridgetest.Link // the bridge's ways there
 }
 
 // runPlant starts it all, with the configuration for the NATS server's URL.
@@ -45,8 +47,9 @@ func runPlant(t *testing.T, o emulator.Options, yaml func(url string) string) *p
 	p := &plant{t: t, nats: bridgetest.RunNATS(t), rule: map[*bridgetest.Hub]int{}}
 	p.js = p.nats.JetStream(t)
 	p.nats.CreateStream(t, "COMMANDS", "cmd.>")
-	p.hub = p.newHub(o)
-	p.yaml = yaml(p.nats.URL())
+	p.use(p.newHub(o))
+	p.toNATS = p.nats.Link(t)
+	p.yaml = yaml(p.toNATS.URL())
 	p.start()
 	return p
 }
@@ -67,27 +70,52 @@ func (p *plant) newHub(o emulator.Options) *bridgetest.Hub {
 // otherHub is a hub with the same devices, and nothing wrong with it.
 func (p *plant) otherHub() *bridgetest.Hub { return p.newHub(emulator.Options{}) }
 
+// use has the next process send to this hub.
+func (p *plant) use(h *bridgetest.Hub) {
+	if p.hub != h {
+		p.hub, p.toHub = h, bridgetest.RunLink(p.t, h.AMQPAddr())
+	}
+}
+
 func (p *plant) start() {
 	p.t.Helper()
-	p.app, p.stop = startApp(p.t, p.hub, p.yaml)
+	e := embeddedHub(p.hub)
+	e.AMQPAddress = p.toHub.Addr()
+	p.app, p.stop = startAt(p.t, e, p.yaml)
 	waitReady(p.t, p.app)
+}
+
+// kill ends the process in the middle of all it does: it is cut off first, so that
+// nothing it learns or does from then on has an effect.
+func (p *plant) kill() {
+	p.toHub.Down()
+	p.toNATS.Down()
+	p.stop()
+	p.toHub.Up()
+	p.toNATS.Up()
 }
 
 // restart ends the bridge's process in good order and starts the next one.
 func (p *plant) restart(h *bridgetest.Hub) {
 	p.t.Helper()
 	p.stop()
-	p.hub = h
+	p.use(h)
 	p.start()
 }
 
-// script has the hub misbehave.
-func (p *plant) script(rules ...string) {
+// script has the hub misbehave, until mend is called at the latest.
+func (p *plant) script(rules ...string) (mend func()) {
 	p.t.Helper()
+	var ids []int
 	for _, text := range rules {
 		r, err := fault.Parse(text)
 		require.NoError(p.t, err)
-		p.hub.Faults().Script(r)
+		ids = append(ids, p.hub.Faults().Script(r))
+	}
+	return func() {
+		for _, id := range ids {
+			p.hub.Faults().Remove(id)
+		}
 	}
 }
 
@@ -159,6 +187,16 @@ func (p *plant) complete(device string) {
 	p.t.Helper()
 	edge := bridgetest.RunNATS(p.t)
 	waitReady(p.t, runApp(p.t, p.hub, relayConfig(edge, device)))
+}
+
+// within polls until a condition holds.
+func (p *plant) within(d time.Duration, holds func() bool) bool {
+	for end := time.Now().Add(d); !holds(); time.Sleep(tick) {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
 }
 
 // flow publishes n messages for each healthy device.
