@@ -58,3 +58,38 @@ func TestAcceptedWhileItsAppendIsInDoubt(t *testing.T) {
 		})
 	}
 }
+
+// slowNext tells much later that a box is empty.
+type slowNext struct{ Mailbox }
+
+func (m slowNext) Next(ctx context.Context, b Box, above uint64) (*Parcel, error) {
+	q, err := m.Mailbox.Next(ctx, b, above)
+	if q == nil && err == nil {
+		sleep(ctx, time.Second)
+	}
+	return q, err
+}
+
+// What waits is purged by hand, and the box is found to be empty just when new messages are put there: they are not
+// forgotten with the old ones.
+func TestParkedWhileTheBoxIsFoundEmpty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.full["d"] = true
+		for _, name := range numbered(80) {
+			w.publish("cmd.d", name)
+		}
+		p := w.run(t, func(o *Options) { o.Mailbox = slowNext{o.Mailbox} })
+		time.Sleep(10 * time.Second)
+		require.Equal(t, 80, w.boxed())
+		w.set(func() { clear(w.entries); w.full["d"] = false })
+		p.Freed("main", "d")
+		time.Sleep(500 * time.Millisecond)
+		for _, name := range []string{"a", "b", "c"} {
+			w.publish("cmd.d", name)
+		}
+		w.quiet(t, "after the purge")
+		require.Equal(t, []string{"a", "b", "c"}, w.names("d"))
+		p.stop(t)
+	})
+}

@@ -28,7 +28,8 @@ func keyOf(it *item) laneKey {
 type lane struct {
 	key      laneKey
 	heads    []*item   // taken up: in flight, or kept for another try
-	stored   uint64    // entries of the mailbox not taken up
+	stored   uint64    // entries of the mailbox not taken up; at times more than there are, never fewer
+	appended int       // entries that were added to stored so far
 	tail     []*item   // not taken up, and not in the mailbox yet
 	bytes    int       // of heads and tail
 	above    uint64    // the last entry taken up

@@ -127,6 +127,7 @@ func (p *parker) parked(h *hub, l *lane, it *item, gone bool) {
 		l.drop(it)
 		if !gone {
 			l.stored++
+			l.appended++
 			l.above = min(l.above, it.entry.Load()-1)
 		}
 		return
@@ -243,16 +244,26 @@ func (l *lane) head(entry uint64) *item {
 func (h *hub) load(l *lane) (*item, error) {
 	for {
 		h.mu.Lock()
-		above := l.above
+		above, appended := l.above, l.appended
 		h.mu.Unlock()
 		if !h.bridge.owns(l.key.stream) {
 			return nil, ErrDisowned
 		}
 		q, err := h.bridge.parker.mailbox.Next(h.bridge.sendCtx, l.box(h.name), above)
-		if err != nil || q == nil {
+		if err != nil {
 			return nil, err
 		}
 		h.mu.Lock()
+		if q == nil {
+			if l.appended != appended { // maybe after the look
+				h.mu.Unlock()
+				continue
+			}
+			l.stored = 0 // they were counted twice, or somebody purged them
+			clear(l.gone)
+			h.mu.Unlock()
+			return nil, nil
+		}
 		if !h.takeUp(l, q) {
 			h.mu.Unlock()
 			continue
@@ -307,8 +318,6 @@ func (h *hub) unloaded(l *lane, err error) (job, bool) {
 	h.gate.unused()
 	switch {
 	case err == nil:
-		l.stored = 0 // somebody purged them
-		clear(l.gone)
 		h.tidy(l)
 	case h.draining || l.orphan || errors.Is(err, ErrDisowned):
 		l.stored = 0
