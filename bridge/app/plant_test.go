@@ -156,12 +156,17 @@ func (p *plant) status() bridge.Status {
 // notReady waits until /readyz says each of the texts.
 func (p *plant) notReady(texts ...string) {
 	p.t.Helper()
+	p.notReadyWithin(deadline, texts...)
+}
+
+func (p *plant) notReadyWithin(d time.Duration, texts ...string) {
+	p.t.Helper()
 	var body string
-	require.Eventually(p.t, func() bool {
+	require.True(p.t, p.within(d, func() bool {
 		var code int
 		code, body = p.page("/readyz")
 		return code == http.StatusServiceUnavailable && !slices.ContainsFunc(texts, func(s string) bool { return !strings.Contains(body, s) })
-	}, deadline, tick, "wanted %q", texts)
+	}), "wanted %q; have %q", texts, body)
 }
 
 // waitingLanes waits until so many devices wait.
