@@ -68,7 +68,8 @@ type Bridge struct {
 	ledger        *ledger
 	parker        *parker
 	metrics       *metrics
-	recent        *recent
+	recent        *recent  // from the mailbox, with a durable fate
+	strays        *recent  // with a fate, and maybe an entry in the mailbox that is not known yet
 	orphans       sync.Map // by source: map[string]uint64, entries of hubs that are not configured
 	retryNoDevice map[string]bool
 
@@ -98,6 +99,7 @@ func New(o Options) (*Bridge, error) {
 		owned:         make(map[string]Owned),
 		metrics:       &metrics{},
 		recent:        newRecent(2 * o.MaxHeld),
+		strays:        newRecent(2 * o.MaxHeld),
 		retryNoDevice: make(map[string]bool),
 	}
 	b.ledger = newLedger(o, b.metrics, b.recent, b.log)
@@ -331,9 +333,9 @@ func (b *Bridge) accept(ctx context.Context, d Delivery, release func()) {
 			b.ledger.conclude(b.sendCtx, m.unmapped(DeadLetter{Route: r.Route, Device: r.Envelope.Device, MessageID: r.Envelope.MessageID,
 				Reason: ReasonRefused, Text: fmt.Sprintf("no hub is named %q", r.Envelope.Hub)}))
 		case r.Err != nil:
-			b.ledger.conclude(b.sendCtx, m.unmapped(DeadLetter{Route: r.Route, Device: r.Device, Reason: r.Err.Reason, Text: r.Err.Error()}))
+			b.ledger.conclude(b.sendCtx, m.unmapped(DeadLetter{Route: r.Route, Device: r.Device, Reason: r.Err.Reason, Text: r.Err.Error()}).tells(r.Asked))
 		default:
-			m.resolve(m.dropped(r.Route, r.Drop))
+			b.ledger.conclude(b.sendCtx, closing{of: m, receipt: m.dropped(r.Route, r.Drop)}.tells(r.Asked))
 		}
 	}
 }

@@ -36,7 +36,7 @@ func (h *hub) sweep(ctx context.Context, now time.Time) {
 		from := len(over)
 		for _, list := range [...][]*item{l.heads, l.tail} {
 			for _, it := range list {
-				if !it.flying && !it.storing && it.expired(now) {
+				if !it.flying && !it.storing.Load() && it.expired(now) {
 					over = append(over, it)
 				}
 			}
@@ -86,7 +86,7 @@ func (h *hub) look(ctx context.Context, l *lane) (err error) {
 		}
 		above = q.Entry
 		h.mu.Lock()
-		fresh := h.takeUp(l, q.Entry)
+		fresh := h.takeUp(l, q)
 		h.mu.Unlock()
 		if fresh {
 			h.end(it, "", it.letter(ReasonExpired, errExpired, h.name))

@@ -31,11 +31,11 @@ type item struct {
 	settled atomic.Bool
 
 	// The hub's mutex guards these.
-	flying     bool // in flight
-	superseded bool // a newer one with its coalescing key is here: not to be tried again
-	group      bool // one of several targets: sent from the mailbox alone, so that no crash sends it to the others again
-	storing    bool // being put into the mailbox: it may be there before it has another fate, and stay there after a crash
-	unstorable bool // the mailbox can never hold it
+	flying     bool        // in flight
+	superseded bool        // a newer one with its coalescing key is here: not to be tried again
+	group      bool        // one of several targets: sent from the mailbox alone, so that no crash sends it to the others again
+	storing    atomic.Bool // being put into the mailbox: it may be there before it has another fate, and stay there after a crash
+	unstorable bool        // the mailbox can never hold it
 
 	tries
 }
@@ -116,15 +116,20 @@ func (it *item) correlation(hub string) Correlation {
 	e, in := it.envelope, it.message
 	c := Correlation{
 		ID: e.MessageID, Device: e.Device, Hub: hub, Route: e.Route, Subject: in.Subject, Stream: in.Stream, Sequence: in.Sequence,
-		ReplyTo: e.ReplyTo, Wait: e.Wait, Feedback: e.Ack != mapping.AckNone, Ack: e.Ack, Expires: e.ExpiresAt, SentAt: time.Now().UTC(),
-	}
-	if v := in.Header["traceparent"]; len(v) > 0 {
-		c.Trace = v[0]
+		ReplyTo: e.ReplyTo, Wait: e.Wait, Feedback: e.Ack != mapping.AckNone, Ack: e.Ack, Expires: e.ExpiresAt, Trace: traceOf(in), SentAt: time.Now().UTC(),
 	}
 	if it.of != nil && it.of.replies() {
 		c.ReplyTo = "" // the delivery itself answers
 	}
 	return c
+}
+
+// traceOf is the message's W3C traceparent, or "".
+func traceOf(in *mapping.Input) string {
+	if v := in.Header["traceparent"]; len(v) > 0 {
+		return v[0]
+	}
+	return ""
 }
 
 // receipt is what became of the item.

@@ -162,7 +162,7 @@ func (l *lane) stale(key string, before *item) (out []*item) {
 		switch {
 		case it == before || it.envelope.Coalesce != key:
 		case it.group && !it.unstorable: // its message comes again for all its targets unless the mailbox has it: replaced there
-		case it.flying || it.storing:
+		case it.flying || it.storing.Load():
 			it.superseded = true
 		default:
 			l.drop(it)

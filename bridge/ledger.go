@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"time"
+
+	"downlink/mapping"
 )
 
 const (
@@ -177,6 +179,19 @@ func (m *held) unmapped(l DeadLetter) closing {
 	return closing{of: m, letter: &l, receipt: l.receipt()}
 }
 
+// tells has the end of a message that never got to a lane told to whom it may concern.
+func (c closing) tells(asked *mapping.Asked) closing {
+	if asked == nil || c.of.bridge.ledger.receipts == nil {
+		return c
+	}
+	in, r := c.of.delivery.Message(), c.receipt
+	c.told = &Correlation{Device: r.Device, Route: r.Route, Subject: in.Subject, Stream: in.Stream, Sequence: in.Sequence, Trace: traceOf(in), SentAt: r.At}
+	if !c.of.replies() { // else the delivery itself answers
+		c.told.ReplyTo = asked.ReplyTo
+	}
+	return c
+}
+
 // explain takes an outcome apart for a dead letter.
 func explain(err error) (condition, text string) {
 	if err == nil {
@@ -210,6 +225,9 @@ func (h *hub) conclude(it *item, status string, letter *DeadLetter, waits *lane)
 	if it.leave(leftEnded) {
 		h.room.leave()
 		c.of = it.of
+		if it.storing.Load() || it.twin.Load() != 0 { // the parker sets these first, and then looks whether it has left
+			h.bridge.strays.add(it) // whoever reads its entry must not send it again
+		}
 	} else if c.entry = it.entry.Load(); c.entry > 0 {
 		h.mu.Lock()
 		h.ended.add(c.entry)

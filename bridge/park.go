@@ -66,14 +66,15 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		return false, nil
 	}
 	parcel := it.parcel()
-	it.storing = true
+	it.storing.Store(true)
 	h.mu.Unlock()
 
 	gone, err := p.append(ctx, h, l, it, parcel)
 	switch {
 	case errors.Is(err, ErrUnstorable):
 		h.mu.Lock()
-		it.unstorable, it.storing = true, false
+		it.unstorable = true
+		it.storing.Store(false)
 		h.mu.Unlock()
 		h.log.Warn("a message that waits is too large for the mailbox and stays at its source", "device_id", l.key.device, "route", it.envelope.Route, "err", err)
 		return true, nil
@@ -82,7 +83,7 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		h.endTwin(it)
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		it.storing = false
+		it.storing.Store(false)
 		if l.orphan.Load() {
 			l.parking = false
 			h.orphans--
@@ -98,7 +99,7 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		it.of.resolve(it.parked())
 	}
 	h.mu.Lock()
-	it.storing = false
+	it.storing.Store(false)
 	switch {
 	case won:
 		p.parked(h, l, it, gone)
@@ -258,7 +259,7 @@ func (h *hub) load(l *lane) (*item, error) {
 			h.mu.Unlock()
 			return nil, errReplacing
 		}
-		if !h.takeUp(l, q.Entry) {
+		if !h.takeUp(l, q) {
 			h.mu.Unlock()
 			continue
 		}
@@ -288,10 +289,11 @@ var errBehind = errors.New("what became of messages before it cannot be stored")
 var errReplacing = errors.New("what a newer message replaced has no durable fate yet")
 
 // takeUp notes that the lane's next entry is taken out of the mailbox's order.
-// False: it was replaced, and has its fate. The caller holds mu.
-func (h *hub) takeUp(l *lane, entry uint64) bool {
+// False: it has its fate, as it was replaced, or is being deleted. The caller holds mu.
+func (h *hub) takeUp(l *lane, q *Parcel) bool {
+	entry := q.Entry
 	l.above, l.due = entry, time.Time{}
-	if h.ended.has(entry) {
+	if h.ended.has(entry) || h.bridge.strays.holds(q) {
 		return false
 	}
 	l.stored = max(l.stored, 1) - 1

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// recent remembers the latest messages that came from the mailbox and got their
-// fate, for sources that deliver them again because the process that stored them
-// ended before its acks arrived.
+// recent remembers the latest messages that got their fate: those from the mailbox,
+// for sources that deliver them again because the process that stored them ended before
+// its acks arrived; and those that the mailbox may have besides.
 type recent struct {
 	mu   sync.Mutex
 	at   map[identity]struct{}
@@ -46,6 +46,19 @@ func (r *recent) has(it *item) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	_, ok := r.at[identityOf(it)]
+	return ok
+}
+
+// holds reports whether an entry's message has got its fate.
+func (r *recent) holds(q *Parcel) bool {
+	if q.Message == nil || q.Envelope == nil {
+		return false
+	}
+	in := q.Message
+	id := identity{in.Stream, q.Envelope.Route, q.Envelope.Device, in.Sequence, in.Time.UTC()}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.at[id]
 	return ok
 }
 

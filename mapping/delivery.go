@@ -29,7 +29,7 @@ func (t *Table) deliver(r *route, e *Envelope, s *cloudScope) *RouteError {
 	in := s.in
 	e.Priority, e.Unordered = r.priority, r.unordered
 	ttl := r.ttl
-	var wait, replyTo string
+	var wait string
 	if len(in.Header) > 0 {
 		if v, ok := headerValue(in.Header, headerTTL); ok {
 			d, err := publisherTTL(v)
@@ -47,7 +47,6 @@ func (t *Table) deliver(r *route, e *Envelope, s *cloudScope) *RouteError {
 			}
 			wait = v
 		}
-		replyTo, _ = headerValue(in.Header, headerReplyTo)
 	}
 	if ttl > 0 {
 		// The AMQP timestamp counts milliseconds (AMQP 1.0 §1.6.17).
@@ -56,13 +55,8 @@ func (t *Table) deliver(r *route, e *Envelope, s *cloudScope) *RouteError {
 	if age := r.maxAge; age > 0 {
 		e.SendBy = in.Time.Add(age).UTC()
 	}
-	asked := replyTo != "" || in.Reply != ""
-	switch {
-	case in.Reply != "" && mayAnswer(in.Reply, t.name):
-		e.ReplyTo = in.Reply
-	case replyTo != "" && r.mayReply(replyTo, t.name):
-		e.ReplyTo = replyTo
-	}
+	replyTo, asked := t.replyTo(r, in)
+	e.ReplyTo = replyTo
 	if e.ReplyTo != "" {
 		e.Wait = wait
 		if wait == waitCompleted {
@@ -81,6 +75,21 @@ func (t *Table) deliver(r *route, e *Envelope, s *cloudScope) *RouteError {
 		}
 	}
 	return nil
+}
+
+// replyTo is where the publisher may be answered. asked: it wants to be, there or elsewhere.
+func (t *Table) replyTo(r *route, in *Input) (subject string, asked bool) {
+	if in.Reply != "" && mayAnswer(in.Reply, t.name) {
+		return in.Reply, true
+	}
+	if len(in.Header) > 0 {
+		subject, _ = headerValue(in.Header, headerReplyTo)
+	}
+	asked = subject != "" || in.Reply != ""
+	if subject != "" && !r.mayReply(subject, t.name) {
+		subject = ""
+	}
+	return subject, asked
 }
 
 func badHeader(name string, err error) *RouteError {

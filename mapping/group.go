@@ -14,15 +14,15 @@ const maxDevices = 100_000
 func (t *Table) several(r *route, s *cloudScope, results []Result) []Result {
 	res := Result{Route: r.name}
 	if res.Drop, res.Err = t.before(r, s); res.Drop != "" || res.Err != nil {
-		return append(results, res)
+		return append(results, t.ended(r, s, res))
 	}
 	list, err := r.deviceList(s)
 	if err != nil {
-		return append(results, r.failed(res, err))
+		return append(results, t.failed(r, s, res, err))
 	}
 	if len(list) == 0 {
 		res.Drop = string(ReasonNoDevices)
-		return append(results, res)
+		return append(results, t.ended(r, s, res))
 	}
 	seen := make(map[string]struct{}, len(list))
 	var first *Envelope // whose fields the others share, unless something depends on the device
@@ -37,7 +37,7 @@ func (t *Table) several(r *route, s *cloudScope, results []Result) []Result {
 			res.Device = id
 		}
 		if err != nil {
-			results = append(results, r.failed(res, err))
+			results = append(results, t.failed(r, s, res, err))
 			continue
 		}
 		e := &Envelope{}
@@ -49,7 +49,7 @@ func (t *Table) several(r *route, s *cloudScope, results []Result) []Result {
 			first = e
 		}
 		if err != nil {
-			results = append(results, r.failed(res, err))
+			results = append(results, t.failed(r, s, res, err))
 			continue
 		}
 		res.Envelope = e

@@ -160,6 +160,15 @@ type Result struct {
 	// to an empty group.
 	Drop string
 	Err  *RouteError
+	// Asked says, with Drop and Err, who wants to know of it; nil: nobody. With Envelope it is nil: that says it itself.
+	Asked *Asked
+}
+
+// Asked is who wants to know what became of a message that no envelope is made of:
+// its route, by receipts or ack, or its publisher.
+type Asked struct {
+	// ReplyTo is where the publisher waits for an answer; "": nowhere.
+	ReplyTo string
 }
 
 // C2D is one cloud-to-device message as the device received it, decoded from the

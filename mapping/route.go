@@ -33,7 +33,7 @@ type Route struct {
 	Devices string `yaml:"devices"`
 	// Allow lists the devices the route may reach, as patterns with "*" for any run of characters. Required when device, or devices, depends on a header (a CloudEvent's included) or the payload.
 	Allow []string `yaml:"allow"`
-	// Priority orders what is ready to be sent: higher goes first. It never changes the order of one device's messages.
+	// Priority orders what is ready to be sent: higher goes first, but every eighth turn is the lowest one's. It never changes the order of one device's messages.
 	Priority int `yaml:"priority"`
 	// Order is device (default: the messages of one device go one after the other) or none (they may overtake each other).
 	Order string `yaml:"order"`

@@ -146,16 +146,16 @@ func (r *route) takes(s *cloudScope) (bool, *RouteError) {
 // route would send it where it may not belong.
 func (t *Table) undecided(r *route, s *cloudScope, err *RouteError) Result {
 	if cameThrough(s.in.Header, t.name) {
-		return Result{Route: r.name, Drop: string(ReasonLoop)}
+		return t.ended(r, s, Result{Route: r.name, Drop: string(ReasonLoop)})
 	}
-	return Result{Route: r.name, Err: err}
+	return t.ended(r, s, Result{Route: r.name, Err: err})
 }
 
 // apply adds what a route that matches makes of the message.
 func (t *Table) apply(r *route, s *cloudScope, results []Result) []Result {
 	switch {
 	case r.drops:
-		return append(results, Result{Route: r.name, Drop: r.drop})
+		return append(results, t.ended(r, s, Result{Route: r.name, Drop: r.drop}))
 	case r.devices != nil:
 		return t.several(r, s, results)
 	}
@@ -176,22 +176,31 @@ type mapped struct {
 func (t *Table) one(r *route, s *cloudScope, m *mapped) Result {
 	res := Result{Route: r.name}
 	if res.Drop, res.Err = t.before(r, s); res.Drop != "" || res.Err != nil {
-		return res
+		return t.ended(r, s, res)
 	}
 	var err *RouteError
 	if res.Device, err = r.deviceID(s); err == nil {
 		err = t.fill(&m.envelope, m.props[:0], r, s, res.Device)
 	}
 	if err != nil {
-		return r.failed(res, err)
+		return t.failed(r, s, res, err)
 	}
 	res.Envelope = &m.envelope
 	return res
 }
 
-func (r *route) failed(res Result, err *RouteError) Result {
+func (t *Table) failed(r *route, s *cloudScope, res Result, err *RouteError) Result {
 	err.Route = r.name
 	res.Err = err
+	return t.ended(r, s, res)
+}
+
+// ended adds who wants to know of a message that ends here.
+func (t *Table) ended(r *route, s *cloudScope, res Result) Result {
+	replyTo, asked := t.replyTo(r, s.in)
+	if asked || r.receipts || r.ack != AckNone {
+		res.Asked = &Asked{ReplyTo: replyTo}
+	}
 	return res
 }
 

@@ -34,11 +34,17 @@ func runApp(t *testing.T, hub *bridgetest.Hub, text string) *app.App {
 // startApp is runApp with the first signal.
 func startApp(t *testing.T, hub *bridgetest.Hub, text string) (_ *app.App, stop func()) {
 	t.Helper()
+	return startAt(t, embeddedHub(hub), text)
+}
+
+// startAt is startApp with the hub at other addresses than its own.
+func startAt(t *testing.T, hub *app.EmbeddedHub, text string) (_ *app.App, stop func()) {
+	t.Helper()
 	c, err := config.Parse("test.yaml", []byte(text))
 	require.NoError(t, err)
 	log := &testLog{t: t}
 	a, err := app.New(app.Options{
-		Config: c, Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelInfo})), EmbeddedHub: embeddedHub(hub),
+		Config: c, Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelInfo})), EmbeddedHub: hub,
 	})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -1,0 +1,95 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"downlink/mapping"
+)
+
+// lateMailbox stores what it is given; that the answer to the first append got lost shows much later.
+type lateMailbox struct {
+	Mailbox
+	appends int
+}
+
+func (m *lateMailbox) Append(ctx context.Context, q *Parcel) (bool, error) {
+	repeat, err := m.Mailbox.Append(ctx, q)
+	if m.appends++; m.appends == 1 && err == nil {
+		sleep(ctx, 5*time.Second)
+		q.Entry = 0
+		return false, errors.New("no answer from JetStream")
+	}
+	return repeat, err
+}
+
+// slowHub takes its time.
+type slowHub struct {
+	Sender
+	each time.Duration
+}
+
+func (h slowHub) Send(ctx context.Context, e *mapping.Envelope) error {
+	sleep(ctx, h.each)
+	return h.Sender.Send(ctx, e)
+}
+
+// The head of a lane that spills is accepted by the hub after the mailbox has stored it, and before it shows that
+// the answer to that got lost, or soon after: its entry neither stays behind nor is sent again, nor hides another.
+func TestAcceptedWhileItsAppendIsInDoubt(t *testing.T) {
+	for _, each := range []time.Duration{time.Second, 5*time.Second + 20*time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			for _, name := range numbered(80) { // more than a lane holds
+				w.publish("cmd.d", name)
+			}
+			p := w.run(t, func(o *Options) {
+				o.Mailbox = &lateMailbox{Mailbox: o.Mailbox}
+				o.Hubs[0].Sender = slowHub{o.Hubs[0].Sender, each}
+			})
+			w.quiet(t, each.String())
+			require.Equal(t, numbered(80), w.names("d"))
+			p.stop(t)
+		})
+	}
+}
+
+// slowNext tells much later that a box is empty.
+type slowNext struct{ Mailbox }
+
+func (m slowNext) Next(ctx context.Context, b Box, above uint64) (*Parcel, error) {
+	q, err := m.Mailbox.Next(ctx, b, above)
+	if q == nil && err == nil {
+		sleep(ctx, time.Second)
+	}
+	return q, err
+}
+
+// What waits is purged by hand, and the box is found to be empty just when new messages are put there: they are not
+// forgotten with the old ones.
+func TestParkedWhileTheBoxIsFoundEmpty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.full["d"] = true
+		for _, name := range numbered(80) {
+			w.publish("cmd.d", name)
+		}
+		p := w.run(t, func(o *Options) { o.Mailbox = slowNext{o.Mailbox} })
+		time.Sleep(10 * time.Second)
+		require.Equal(t, 80, w.boxed())
+		w.set(func() { clear(w.entries); w.full["d"] = false })
+		p.Freed("main", "d")
+		time.Sleep(500 * time.Millisecond)
+		for _, name := range []string{"a", "b", "c"} {
+			w.publish("cmd.d", name)
+		}
+		w.quiet(t, "after the purge")
+		require.Equal(t, []string{"a", "b", "c"}, w.names("d"))
+		p.stop(t)
+	})
+}
