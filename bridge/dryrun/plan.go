@@ -5,6 +5,7 @@ package dryrun
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -18,6 +19,7 @@ type Plan struct {
 	table     *mapping.Table    // nil without a bridge section
 	relay     *mapping.RelayMap // nil without a relay section
 	sources   []string          // of the routes, in order; "" is core NATS
+	routes    []string          // their names
 	hub       string            // the default
 	unmatched bool              // dead, not dropped
 }
@@ -41,7 +43,12 @@ func New(c *config.Config, lookups mapping.Lookups, fixedIDs bool) (*Plan, error
 		if len(b.Hubs) > 0 {
 			p.hub = b.Hubs[0].Name
 		}
-		for _, r := range b.Routes {
+		for i, r := range b.Routes {
+			name := r.Name
+			if name == "" {
+				name = fmt.Sprintf("route-%d", i+1)
+			}
+			p.routes = append(p.routes, name)
 			if (r.Stream != "" || r.Source == "core") && !slices.Contains(p.sources, r.Stream) {
 				p.sources = append(p.sources, r.Stream)
 			}

@@ -23,6 +23,25 @@ func (f *File) Run() []Result {
 	return list
 }
 
+// Unreached lists the routes of the configuration that no case's message came to, in their order.
+func (f *File) Unreached() []string {
+	reached := map[string]bool{}
+	for i := range f.Cases {
+		if c := &f.Cases[i]; !c.edge {
+			for _, got := range f.plan.facts(c) {
+				reached[got.texts["route"]] = true
+			}
+		}
+	}
+	var list []string
+	for _, name := range f.plan.routes {
+		if !reached[name] {
+			list = append(list, name)
+		}
+	}
+	return list
+}
+
 // facts is what becomes of a case's message.
 func (p *Plan) facts(c *Case) []facts {
 	if c.edge {

@@ -60,7 +60,7 @@ failed; 2: a file or its configuration is wrong.`,
 	fs.BoolVar(&t.update, "update", false, "make the expectations what is true now")
 	fs.StringVar(&t.junit, "junit", "", "write a report as JUnit XML to this file")
 	fs.BoolVar(&t.asJSON, "json", false, "print one JSON object")
-	fs.BoolVarP(&t.verbose, "verbose", "v", false, "name every case, not those alone that failed")
+	fs.BoolVarP(&t.verbose, "verbose", "v", false, "name every case, and the routes that none comes to")
 	return cmd
 }
 
@@ -76,6 +76,8 @@ type testedFile struct {
 	Error   string       `json:"error,omitempty"` // the file is wrong; a line for each mistake
 	Updated int          `json:"updated,omitempty"`
 	Cases   []testedCase `json:"cases"`
+	// Unreached are the configuration's routes that no message of these cases came to.
+	Unreached []string `json:"unreached_routes,omitempty"`
 }
 
 type testedCase struct {
@@ -146,6 +148,7 @@ func (t *tester) file(name string) (testedFile, error) {
 		}
 		r.Cases = append(r.Cases, c)
 	}
+	r.Unreached = f.Unreached()
 	return r, nil
 }
 
@@ -234,6 +237,9 @@ func (t *tester) printFile(b *strings.Builder, f *testedFile) {
 		} else if t.verbose {
 			fmt.Fprintf(b, "  ok    %s\n", visible(c.Name))
 		}
+	}
+	if t.verbose && len(f.Unreached) > 0 {
+		fmt.Fprintf(b, "  note  no case comes to %s\n", visible(strings.Join(f.Unreached, ", ")))
 	}
 }
 
