@@ -1,6 +1,7 @@
 package dryrun
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -26,12 +27,13 @@ type wanted struct {
 	text  string
 	names []string // of properties or headers
 	lists map[string][]value
+	edge  *expectation // of edge
 }
 
 var (
 	outcomeKeys = []string{
 		"route", "device", "drop", "dead", "error", "hub", "message_id", "correlation_id", "user_id", "content_type", "content_encoding", "ack", "ttl", "expires",
-		"max_age", "priority", "order", "coalesce", "receipts", "reply_to", "wait", "properties", "body",
+		"max_age", "priority", "order", "coalesce", "receipts", "reply_to", "wait", "properties", "body", "edge",
 	}
 	notSentKeys = []string{"route", "device", "drop", "dead", "error"}
 	edgeKeys    = []string{"subject", "dead", "error", "headers", "body"}
@@ -64,9 +66,13 @@ func (r *reader) expectation(n *yaml.Node, path string, edge bool) expectation {
 	r.section(n, path, keys, func(key, v *yaml.Node, at string) {
 		given[key.Value] = key
 		w := wanted{name: key.Value, node: v}
-		if whole(key.Value) {
+		switch {
+		case whole(key.Value):
 			w.names, w.lists = r.values(v, at, false)
-		} else {
+		case key.Value == "edge":
+			inner := r.expectation(v, at, true)
+			w.edge = &inner
+		default:
 			w.text = r.text(v, at)
 			r.checkWanted(&w, at)
 		}
@@ -141,6 +147,7 @@ type facts struct {
 	stream string // where the message came from
 	texts  map[string]string
 	lists  map[string]map[string][]string // properties or headers
+	edge   *facts                         // what the relay makes of it, if there is one
 }
 
 func factsOf(o *Outcome, in *mapping.Input) facts {
@@ -180,9 +187,27 @@ func factsOf(o *Outcome, in *mapping.Input) facts {
 	return f
 }
 
-// publicationFacts is factsOf for the other direction.
-func publicationFacts(p *mapping.Publication) facts {
-	return facts{fate: FateSent, texts: map[string]string{"subject": p.Subject, "body": string(p.Data)}, lists: map[string]map[string][]string{"headers": p.Header}}
+// edgeFacts is factsOf for the other direction.
+func (p *Plan) edgeFacts(c *mapping.C2D) facts {
+	pub, err := p.relay.Map(c)
+	var dead *mapping.RouteError
+	if errors.As(err, &dead) {
+		return facts{fate: FateDead, texts: map[string]string{"dead": string(dead.Reason), "error": dead.Field + ": " + dead.Err.Error()}}
+	}
+	return facts{fate: FateSent, texts: map[string]string{"subject": pub.Subject, "body": string(pub.Data)}, lists: map[string]map[string][]string{"headers": pub.Header}}
+}
+
+// received is a message as its device gets it from the hub (IoT Hub, "Communicate
+// with an IoT hub using the MQTT protocol").
+func received(e *mapping.Envelope) *mapping.C2D {
+	c := &mapping.C2D{
+		Device: e.Device, MessageID: e.MessageID, CorrelationID: e.CorrelationID, UserID: e.UserID, ContentType: e.ContentType, ContentEncoding: e.ContentEncoding,
+		To: "/devices/" + e.Device + "/messages/devicebound", Ack: string(e.Ack), Properties: e.Properties, Body: e.Body,
+	}
+	if !e.ExpiresAt.IsZero() {
+		c.Expires = e.ExpiresAt.UTC().Format("2006-01-02T15:04:05.0000000Z")
+	}
+	return c
 }
 
 // Diff is one field that is not as expected.
@@ -223,6 +248,10 @@ func (e *expectation) compare(prefix string, got facts) []Diff {
 	var diffs []Diff
 	for i := range e.fields {
 		w := &e.fields[i]
+		if w.edge != nil {
+			diffs = append(diffs, w.edge.compare(prefix+"edge.", *got.edge)...)
+			continue
+		}
 		if !whole(w.name) {
 			if text := got.texts[w.name]; !w.same(text) {
 				want := strconv.Quote(w.text)

@@ -39,7 +39,9 @@ import (
 // its text, or else is one that is sent. What it does not name is not compared;
 // properties is compared as a whole. The fields are route, device, hub, message_id,
 // correlation_id, user_id, content_type, content_encoding, ack, ttl or expires,
-// max_age, priority, order, coalesce, receipts, reply_to, wait, properties and body.
+// max_age, priority, order, coalesce, receipts, reply_to, wait, properties and body; and
+// edge, what the relay of the same configuration makes of the message when it arrives: subject, headers,
+// body, or dead and error.
 //
 // A case of the other direction has c2d: instead of subject, headers and what
 // follows the payload: device, message_id, correlation_id, user_id, content_type,
@@ -162,6 +164,14 @@ func parse(name string, b []byte) (*File, error) {
 			r.fail(c.node, fmt.Sprintf("cases[%d].c2d", i), "%w", errNoRelay)
 		case !c.edge && f.plan.table == nil:
 			r.fail(c.node, fmt.Sprintf("cases[%d].subject", i), "%w", errNoBridge)
+		case f.plan.relay == nil:
+			for _, e := range c.want {
+				for _, w := range e.fields {
+					if w.edge != nil {
+						r.fail(w.node, fmt.Sprintf("cases[%d].expect.edge", i), "%w", errNoRelay)
+					}
+				}
+			}
 		}
 	}
 	return f, r.err()

@@ -1,11 +1,6 @@
 package dryrun
 
-import (
-	"errors"
-	"fmt"
-
-	"downlink/mapping"
-)
+import "fmt"
 
 // Result is how a case went.
 type Result struct {
@@ -45,12 +40,7 @@ func (f *File) Unreached() []string {
 // facts is what becomes of a case's message.
 func (p *Plan) facts(c *Case) []facts {
 	if c.edge {
-		pub, err := p.relay.Map(&c.c2d)
-		var dead *mapping.RouteError
-		if errors.As(err, &dead) {
-			return []facts{{fate: FateDead, texts: map[string]string{"dead": string(dead.Reason), "error": dead.Field + ": " + dead.Err.Error()}}}
-		}
-		return []facts{publicationFacts(&pub)}
+		return []facts{p.edgeFacts(&c.c2d)}
 	}
 	in := c.in
 	switch {
@@ -65,6 +55,10 @@ func (p *Plan) facts(c *Case) []facts {
 	list := make([]facts, len(outcomes))
 	for i := range outcomes {
 		list[i] = factsOf(&outcomes[i], &in)
+		if e := outcomes[i].envelope; e != nil && p.relay != nil {
+			edge := p.edgeFacts(received(e))
+			list[i].edge = &edge
+		}
 	}
 	return list
 }

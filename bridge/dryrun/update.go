@@ -139,7 +139,13 @@ func (c *Case) renewed(got []facts, hub string) *yaml.Node {
 func (e *expectation) renew(got facts) {
 	for i := range e.fields {
 		w := &e.fields[i]
-		if whole(w.name) {
+		if w.edge != nil {
+			if w.edge.fate() == got.edge.fate {
+				w.edge.renew(*got.edge)
+			} else {
+				w.node.Content = got.edge.node("").Content
+			}
+		} else if whole(w.name) {
 			w.renewList(got.lists[w.name])
 		} else if text := got.texts[w.name]; !w.same(text) {
 			w.node.Style = 0
