@@ -3,6 +3,7 @@ package dryrun
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -202,7 +203,7 @@ func (p *Plan) edgeFacts(c *mapping.C2D) facts {
 func received(e *mapping.Envelope) *mapping.C2D {
 	c := &mapping.C2D{
 		Device: e.Device, MessageID: e.MessageID, CorrelationID: e.CorrelationID, UserID: e.UserID, ContentType: e.ContentType, ContentEncoding: e.ContentEncoding,
-		To: "/devices/" + e.Device + "/messages/devicebound", Ack: string(e.Ack), Properties: e.Properties, Body: e.Body,
+		To: "/devices/" + url.QueryEscape(e.Device) + "/messages/devicebound", Ack: string(e.Ack), Properties: e.Properties, Body: e.Body,
 	}
 	if !e.ExpiresAt.IsZero() {
 		c.Expires = e.ExpiresAt.UTC().Format("2006-01-02T15:04:05.0000000Z")

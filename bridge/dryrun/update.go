@@ -89,10 +89,15 @@ func (c *Case) splice(lines []string, end int, expect *yaml.Node) ([]string, err
 	if c.key == nil {
 		from = end
 	}
+	key := &yaml.Node{Kind: yaml.ScalarNode, Value: "expect", LineComment: c.comment()}
+	if expect.Style&yaml.FlowStyle != 0 {
+		expect.LineComment, key.LineComment = key.LineComment, ""
+	}
+	noFoot(expect)
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)
-	err := enc.Encode(&yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Value: "expect"}, expect}})
+	err := enc.Encode(&yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{key, expect}})
 	if err != nil {
 		return nil, err
 	}
@@ -107,6 +112,25 @@ func (c *Case) splice(lines []string, end int, expect *yaml.Node) ([]string, err
 		}
 	}
 	return slices.Replace(lines, from, end, fresh...), nil
+}
+
+// comment is the one beside the expectation's key, or its value in the same line.
+func (c *Case) comment() string {
+	switch {
+	case c.key == nil:
+		return ""
+	case c.key.LineComment != "" || c.expect == nil || c.expect.Line != c.key.Line:
+		return c.key.LineComment
+	}
+	return c.expect.LineComment
+}
+
+// noFoot removes the comments that follow a node: they stay where they are in the file.
+func noFoot(n *yaml.Node) {
+	n.FootComment = ""
+	for i := max(len(n.Content)-2, 0); i < len(n.Content); i++ {
+		noFoot(n.Content[i])
+	}
 }
 
 // renewed is the expectation as it would have to be.
@@ -129,9 +153,6 @@ func (c *Case) renewed(got []facts, hub string) *yaml.Node {
 	if len(list) == 1 {
 		fresh = list[0]
 	}
-	if c.expect != nil {
-		fresh.HeadComment, fresh.LineComment, fresh.FootComment = c.expect.HeadComment, c.expect.LineComment, c.expect.FootComment
-	}
 	return fresh
 }
 
@@ -148,8 +169,8 @@ func (e *expectation) renew(got facts) {
 		} else if whole(w.name) {
 			w.renewList(got.lists[w.name])
 		} else if text := got.texts[w.name]; !w.same(text) {
-			w.node.Style = 0
-			w.node.SetString(text)
+			fresh := field(w.name, text)
+			w.node.Kind, w.node.Tag, w.node.Value, w.node.Style = fresh.Kind, fresh.Tag, fresh.Value, fresh.Style
 		}
 	}
 }
@@ -194,6 +215,18 @@ func (w *wanted) renewList(got map[string][]string) {
 func scalar(text string) *yaml.Node {
 	n := &yaml.Node{}
 	n.SetString(text)
+	return n
+}
+
+// field is the value of a field, which may be a number.
+func field(name, text string) *yaml.Node {
+	n := scalar(text)
+	switch name {
+	case "priority":
+		n.Tag = "!!int"
+	case "receipts":
+		n.Tag = "!!bool"
+	}
 	return n
 }
 
@@ -244,7 +277,7 @@ func (f *facts) node(hub string) *yaml.Node {
 		case whole(name) && f.lists[name] != nil:
 			n.Content = append(n.Content, scalar(name), listNode(f.lists[name]))
 		case text != "" && text != plain[name]:
-			n.Content = append(n.Content, scalar(name), scalar(text))
+			n.Content = append(n.Content, scalar(name), field(name, text))
 		}
 	}
 	return n
