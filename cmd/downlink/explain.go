@@ -185,9 +185,15 @@ func (x *explainer) connected(ctx context.Context, c *config.Config, connect fun
 	for _, l := range c.Bridge.Lookups {
 		need = need || l.Bucket != "" && x.lookupFile(l.Name) == ""
 	}
-	if need {
-		x.conn, x.dead = connect(ctx, c)
+	if !need {
+		return
 	}
+	conn, err := connect(ctx, c)
+	if err != nil {
+		x.dead = err
+		return
+	}
+	x.conn = conn
 }
 
 func (x *explainer) close() {
