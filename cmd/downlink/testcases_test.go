@@ -4,6 +4,7 @@ import (
 	"encoding/xml"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -124,4 +125,44 @@ downlink: `+file+":4: cases[1]: neither subject nor c2d; give the NATS subject o
 	got = cli(t, "test", file, "--json")
 	require.Equal(t, exitUsage, got.code)
 	require.Contains(t, objects(t, got.stdout)[0]["files"].([]any)[0].(map[string]any)["error"], "cases[0].subject")
+}
+
+// TestMappingPage: what docs/mapping.md shows is what happens.
+func TestMappingPage(t *testing.T) {
+	b, err := os.ReadFile("../../docs/mapping.md")
+	require.NoError(t, err)
+	page := string(b)
+	part := func(begin string) string {
+		_, text, ok := strings.Cut(page, "```"+begin+"\n")
+		require.True(t, ok, begin)
+		text, _, _ = strings.Cut(text, "```")
+		return text
+	}
+	dir := t.TempDir()
+	writeTo(t, filepath.Join(dir, "bridge.yaml"), part("yaml file=bridge.yaml"))
+	cases := filepath.Join(dir, "mapping.test.yaml")
+	writeTo(t, cases, part("yml file=mapping.test.yaml"))
+	got := cli(t, "test", cases)
+	require.Equal(t, exitOK, got.code, got.stdout+got.stderr)
+
+	got = cli(t, "explain", filepath.Join(dir, "bridge.yaml"), "cmd.berlin.pump7.motor.start", "-H", "X-User=ann", "--data", `{"delay":5}`)
+	require.Equal(t, exitOK, got.code, got.stderr)
+	changing := regexp.MustCompile(`COMMANDS:1:\w+|20\d\d-\S+Z`)
+	require.Equal(t, changing.ReplaceAllString(part("text"), "…"), changing.ReplaceAllString(got.stdout, "…"))
+
+	// Every field of either format is on the page.
+	named := func(name string) { require.Regexp(t, "`"+name+"[`:\\[]", page) }
+	got = cli(t, "explain", filepath.Join(dir, "bridge.yaml"), "cmd.berlin.pump7.x", "-H", "A=b", "--json")
+	for _, m := range regexp.MustCompile(`"([a-z_]+)":`).FindAllStringSubmatch(got.stdout, -1) {
+		named(m[1])
+	}
+	writeTo(t, cases, "config: bridge.yaml\ncases:\n- {subject: a, x: y, expect: {x: y}}\n- {c2d: {x: y}, expect: {x: y}}\n")
+	got = cli(t, "test", cases)
+	known := regexp.MustCompile(`known here: (.*)`).FindAllStringSubmatch(got.stderr, -1)
+	require.Len(t, known, 4)
+	for _, m := range known {
+		for name := range strings.SplitSeq(m[1], ", ") {
+			named(name)
+		}
+	}
 }
