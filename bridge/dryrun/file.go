@@ -34,7 +34,7 @@ import (
 //	    reply: _INBOX.x             # of a core NATS request
 //	    expect: {route: commands, device: berlin-pump7, properties: {verb: reboot}}
 //
-// Texts are taken as they are written. expect is one outcome or a list of them, which must be all, in
+// Texts are taken as they are written (payload: !!binary /wA= is two bytes). expect is one outcome or a list of them, which must be all, in
 // their order. An outcome has drop: REASON, or dead: REASON and perhaps error: with a part of
 // its text, or else is one that is sent. What it does not name is not compared;
 // properties is compared as a whole. The fields are route, device, hub, message_id,

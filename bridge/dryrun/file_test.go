@@ -135,6 +135,7 @@ func TestMistakes(t *testing.T) {
 		head + "- {subject: a, payload: x, json: 1}":                                "4: cases[0].json: set as well as payload; keep one of them",
 		head + "- {subject: a, payload_file: none}":                                 "4: cases[0].payload_file: cannot read none: no such file or directory",
 		head + "- {subject: a, json: {[1]: 2}}":                                     "4: cases[0].json: cannot be written as JSON",
+		head + "- {subject: a, payload: !!binary '?'}":                              "4: cases[0].payload: !!binary where no base64 follows (illegal base64 data at input byte 0)",
 		head + "- {subject: a, source: S}":                                          "4: cases[0].source: \"S\": the only source is core; a stream is named by stream",
 		head + "- {subject: a, source: core, stream: S}":                            "4: cases[0].source: set as well as stream; keep one of the two",
 		head + "- {subject: a, sequence: x}":                                        `4: cases[0].sequence: "x" is not a whole number`,

@@ -136,7 +136,8 @@ type Property struct {
 	Value string `json:"value"`
 }
 
-// Map returns the outcomes of a message, in order; at least one.
+// Map returns the outcomes of a message, in order; at least one. Like Source and
+// Explain it needs a configuration with a bridge section.
 func (p *Plan) Map(in *mapping.Input) []Outcome { return p.outcomes(p.table.Map(in)) }
 
 // Explain is Map with the reasons.
@@ -191,7 +192,7 @@ func message(e *mapping.Envelope) *Message {
 	return m
 }
 
-// errNoSection is why a case cannot be run.
+// Why a case cannot be run.
 var (
 	errNoBridge = errors.New("the configuration has no bridge section, which maps a subject")
 	errNoRelay  = errors.New("the configuration has no relay section, which maps what a device receives")

@@ -2,6 +2,7 @@ package dryrun
 
 import (
 	"cmp"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -129,7 +130,7 @@ func (r *reader) pairs(n *yaml.Node, path string, each func(key, value *yaml.Nod
 	}
 }
 
-// text is a single value; null is "".
+// text is a single value; null is "", and what has the tag !!binary is decoded.
 func (r *reader) text(n *yaml.Node, path string) string {
 	if n.Kind != yaml.ScalarNode {
 		what := "a list"
@@ -142,7 +143,14 @@ func (r *reader) text(n *yaml.Node, path string) string {
 	if isNull(n) {
 		return ""
 	}
-	return n.Value
+	if n.ShortTag() != "!!binary" {
+		return n.Value
+	}
+	b, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(n.Value), ""))
+	if err != nil {
+		r.fail(n, path, "!!binary where no base64 follows (%w)", err)
+	}
+	return string(b)
 }
 
 // value is one of several under a name: null counts.

@@ -162,8 +162,14 @@ func TestUpdateEnds(t *testing.T) {
 		require.Equal(t, 1, changed, cases)
 		require.Equal(t, head+want, text)
 	}
+	// Bytes that are no text are written as such, and read.
+	binary := read(t, head+"- subject: ask.d\n  payload: !!binary /wA=\n  expect: {body: x}\n")
+	text, _, err := binary.Update()
+	require.NoError(t, err)
+	require.Equal(t, head+"- subject: ask.d\n  payload: !!binary /wA=\n  expect: {body: !!binary /wA=}\n", text)
+	require.Equal(t, "\xff\x00", string(read(t, text).Cases[0].in.Payload))
 	// The cases need not be last, and lookups may follow.
-	text, _, err := read(t, "cases:\n- subject: ask.d\nconfig: plan.yaml\nlookups: {aliases: {}}\n").Update()
+	text, _, err = read(t, "cases:\n- subject: ask.d\nconfig: plan.yaml\nlookups: {aliases: {}}\n").Update()
 	require.NoError(t, err)
 	require.Equal(t, "cases:\n- subject: ask.d\n  expect:\n    route: ask\n    device: d\n    properties: {}\nconfig: plan.yaml\nlookups: {aliases: {}}\n", text)
 	// A comment behind an expectation stays, once.

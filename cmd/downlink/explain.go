@@ -66,6 +66,7 @@ explained; downlink test has cases for it.`,
 	fs.StringArrayVarP(&x.headers, "header", "H", nil, "header NAME=VALUE, repeatable")
 	fs.StringVar(&x.data, "data", "", "the payload; @FILE reads a file, @- standard input")
 	fs.StringVar(&x.source, "source", "", `where SUBJECT's message comes from: "core" or a stream (default: as the routes that match say)`)
+	fs.StringVar(&x.reply, "reply", "", "where its publisher waits for the answer, of a request on core NATS")
 	fs.StringVar(&x.stream, "stream", "", "explain a stored message of this stream, with --seq")
 	fs.Uint64Var(&x.seq, "seq", 0, "its sequence number")
 	fs.StringArrayVar(&x.lookups, "lookup", nil, "NAME=FILE: a lookup's values from a .yaml, .json or .csv file, repeatable")
@@ -76,13 +77,15 @@ explained; downlink test has cases for it.`,
 
 // explainer is the command line.
 type explainer struct {
-	store        storeFlags
-	headers      []string
-	data, source string
-	stream       string
-	seq          uint64
-	lookups      []string
-	all, asJSON  bool
+	store       storeFlags
+	headers     []string
+	data        string
+	source      string
+	reply       string
+	stream      string
+	seq         uint64
+	lookups     []string
+	all, asJSON bool
 
 	conn *stores // once something needed it
 	dead error   // or why it is not there
@@ -135,7 +138,7 @@ func (x *explainer) run(cmd *cobra.Command, s streams, args []string, connect fu
 		return nil, usagef("explain: --stream and --seq go together; sequence numbers begin at 1")
 	}
 	if stored {
-		for _, flag := range []string{"header", "data", "source"} {
+		for _, flag := range []string{"header", "data", "source", "reply"} {
 			if given(flag) {
 				return nil, usagef("--%s: a stored message has its own; leave it out", flag)
 			}
@@ -174,6 +177,9 @@ func (x *explainer) run(cmd *cobra.Command, s streams, args []string, connect fu
 	}
 	if !stored {
 		x.choose(plan, in, r)
+		if in.Reply = x.reply; x.reply != "" && in.Stream != "" {
+			return nil, usagef("--reply: a message from stream %s has none; a publisher to a stream sets the header Downlink-Reply-To", in.Stream)
+		}
 	}
 	r.explain(plan, in, stored)
 	return r, nil
