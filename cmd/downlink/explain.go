@@ -292,18 +292,36 @@ func (r *explained) explain(plan *dryrun.Plan, in *mapping.Input, stored bool) {
 	if !stored {
 		return
 	}
+	r.expired(outcomes, time.Now())
+}
+
+// expired notes what of a stored message is over by now.
+func (r *explained) expired(outcomes []dryrun.Outcome, now time.Time) {
+	first, over, others := "", time.Time{}, 0
 	for _, o := range outcomes {
-		m := o.Message
-		if m == nil {
+		if o.Message == nil {
 			continue
 		}
-		for _, t := range []*time.Time{m.Expires, m.SendBy} {
-			if t != nil && t.Before(time.Now()) {
-				r.Notes = append(r.Notes, fmt.Sprintf("for %s: sent now it would be a dead letter expired, since %s is over", o.Device, at(*t)))
-				break
+		for _, t := range []*time.Time{o.Message.Expires, o.Message.SendBy} {
+			if t == nil || !t.Before(now) {
+				continue
 			}
+			if first == "" {
+				first, over = o.Device, *t
+			} else {
+				others++
+			}
+			break
 		}
 	}
+	if first == "" {
+		return
+	}
+	who := first
+	if others > 0 {
+		who += fmt.Sprintf(" and %s more", several(others, "device"))
+	}
+	r.Notes = append(r.Notes, fmt.Sprintf("for %s: sent now it would be a dead letter expired, since %s is over", who, at(over)))
 }
 
 // lookupFile is what --lookup says of a table; "" is nothing.

@@ -13,17 +13,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"downlink/bridge/bridgetest"
+	"downlink/bridge/dryrun"
 )
 
 const example = "../../configs/examples/"
 
 func TestExplainText(t *testing.T) {
-	got := cli(t, "explain", example+"several-targets.yaml", "cmd.berlin.pump7.start", "-H", "X-User=ann", "-H", "Tag=b", "-H", "Tag=a\x1b", "--data", "now")
+	got := cli(t, "explain", example+"several-targets.yaml", "cmd.berlin.pump7.start", "-H", "X-User=ann", "-H", "Tag=b", "-H", "Tag=a\x1b\t.", "--data", "now")
 	require.Equal(t, exitOK, got.code, got.stderr)
 	text := regexp.MustCompile(`COMMANDS:1:[0-9a-z]{12}`).ReplaceAllString(got.stdout, "COMMANDS:1:000000000000")
 	require.Equal(t, `cmd.berlin.pump7.start from stream COMMANDS: 3 bytes, 2 headers
   Tag     b
-  Tag     a\x1b
+  Tag     a\x1b\t.
   X-User  ann
 
 ROUTES
@@ -142,6 +143,18 @@ func TestExplainMany(t *testing.T) {
 	require.Contains(t, got.stdout, "for device d11: sent")
 }
 
+func TestExplainExpired(t *testing.T) {
+	now := time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
+	before, after := now.Add(-time.Hour), now.Add(time.Hour)
+	r := &explained{}
+	r.expired([]dryrun.Outcome{{Fate: dryrun.FateDead}, {Device: "a", Message: &dryrun.Message{Expires: &after}}}, now)
+	require.Empty(t, r.Notes)
+	r.expired([]dryrun.Outcome{
+		{Device: "a", Message: &dryrun.Message{Expires: &after, SendBy: &before}}, {Device: "b", Message: &dryrun.Message{Expires: &before, SendBy: &before}}, {Device: "c", Message: &dryrun.Message{}},
+	}, now)
+	require.Equal(t, []string{"for a and 1 device more: sent now it would be a dead letter expired, since 2026-01-01T23:00:00.000Z is over"}, r.Notes)
+}
+
 // TestExplainNATS: a stored message, and buckets as the bridge reads them.
 func TestExplainNATS(t *testing.T) {
 	n := bridgetest.RunNATS(t)
@@ -159,7 +172,7 @@ bridge:
 	_, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: "cmd.p", Data: []byte("now"), Header: nats.Header{"X-A": {"1", "2"}}})
 	require.NoError(t, err)
 
-	got := cli(t, "explain", file, "--stream", "COMMANDS", "--seq", "1", "--connect-timeout", "300ms")
+	got := cli(t, "explain", file, "--stream", "COMMANDS", "--seq", "1", "--connect-timeout", "3s")
 	require.Equal(t, exitOK, got.code, got.stderr)
 	require.Contains(t, got.stdout, "note: lookup devices was not read, so every key of it is absent here: bucket devices does not exist: `nats kv add devices`; give its values with --lookup devices=FILE\n")
 	require.Contains(t, got.stdout, "OUTCOME of route a: dead letter, reason absent\n")

@@ -28,7 +28,7 @@ func (r *explained) print(out io.Writer, all bool) error {
 			from = messagePlace(m.Source, m.Sequence) + ", stored " + at(m.Time)
 		}
 	}
-	fmt.Fprintf(&b, "%s from %s: %s, %s\n", visible(m.Subject), from, several(m.Size, "byte"), several(len(m.Headers), "header"))
+	fmt.Fprintf(&b, "%s from %s: %s, %s\n", cell(m.Subject), from, several(m.Size, "byte"), several(len(m.Headers), "header"))
 	names := make([]string, 0, len(m.Headers))
 	for name := range m.Headers {
 		names = append(names, name)
@@ -37,7 +37,7 @@ func (r *explained) print(out io.Writer, all bool) error {
 	w := table(&b)
 	for _, name := range names {
 		for _, v := range m.Headers[name] {
-			fmt.Fprintf(w, "  %s\t%s\n", visible(name), visible(v))
+			fmt.Fprintf(w, "  %s\t%s\n", cell(name), cell(v))
 		}
 	}
 	flush(w)
@@ -49,7 +49,7 @@ func (r *explained) print(out io.Writer, all bool) error {
 			if l.Problem != "" {
 				what = "NOT READ: " + l.Problem
 			}
-			fmt.Fprintf(w, "  %s\t%s\t%s\n", l.Name, l.From, visible(what))
+			fmt.Fprintf(w, "  %s\t%s\t%s\n", l.Name, l.From, cell(what))
 		}
 		flush(w)
 	}
@@ -70,11 +70,14 @@ func (r *explained) print(out io.Writer, all bool) error {
 		b.WriteString("\n")
 	}
 	for _, note := range r.Notes {
-		fmt.Fprintf(&b, "note: %s\n", visible(note))
+		fmt.Fprintf(&b, "note: %s\n", cell(note))
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
 }
+
+// cell is a text in a table: what controls a terminal, or the table, by its escapes.
+func cell(s string) string { return strings.ReplaceAll(visible(s), "\t", `\t`) }
 
 func table(b *strings.Builder) *tabwriter.Writer { return tabwriter.NewWriter(b, 0, 0, 2, ' ', 0) }
 
@@ -101,7 +104,7 @@ func (r *explained) printRoutes(b *strings.Builder, all bool) {
 		if c := t.Condition; c != nil {
 			verdict += " (when " + c.Expression + " is " + shownValue(c) + ")"
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%s\n", visible(t.Route), dash(t.Subject), visible(verdict))
+		fmt.Fprintf(w, "  %s\t%s\t%s\n", cell(t.Route), dash(t.Subject), cell(verdict))
 	}
 	flush(w)
 	if left > 0 {
@@ -110,14 +113,14 @@ func (r *explained) printRoutes(b *strings.Builder, all bool) {
 }
 
 func printValues(b *strings.Builder, t *mapping.Tried) {
-	fmt.Fprintf(b, "\nROUTE %s\n", visible(t.Route))
+	fmt.Fprintf(b, "\nROUTE %s\n", cell(t.Route))
 	w := table(b)
 	for _, c := range t.Captures {
-		fmt.Fprintf(w, "  capture\t{%s}\t%s\n", c.Name, visible(strconv.Quote(c.Value)))
+		fmt.Fprintf(w, "  capture\t{%s}\t%s\n", c.Name, cell(strconv.Quote(c.Value)))
 	}
 	for i := range t.Values {
 		v := &t.Values[i]
-		fmt.Fprintf(w, "  %s\t{%s}\t%s\n", v.Field, visible(v.Expression), visible(shownValue(v)))
+		fmt.Fprintf(w, "  %s\t{%s}\t%s\n", v.Field, cell(v.Expression), cell(shownValue(v)))
 	}
 	flush(w)
 }
@@ -140,16 +143,16 @@ func shownValue(v *mapping.Value) string {
 func printOutcome(b *strings.Builder, o *dryrun.Outcome) {
 	head := "OUTCOME"
 	if o.Route != "" {
-		head += " of route " + visible(o.Route)
+		head += " of route " + cell(o.Route)
 	}
 	if o.Device != "" {
-		head += " for device " + visible(o.Device)
+		head += " for device " + cell(o.Device)
 	}
 	m := o.Message
 	if m == nil {
-		fmt.Fprintf(b, "\n%s: %s, reason %s\n", head, map[string]string{dryrun.FateDead: "dead letter", dryrun.FateDropped: "dropped"}[o.Fate], visible(o.Reason))
+		fmt.Fprintf(b, "\n%s: %s, reason %s\n", head, map[string]string{dryrun.FateDead: "dead letter", dryrun.FateDropped: "dropped"}[o.Fate], cell(o.Reason))
 		if o.Error != "" {
-			fmt.Fprintf(b, "  %s\n", visible(o.Error))
+			fmt.Fprintf(b, "  %s\n", cell(o.Error))
 		}
 		if o.Route == "" {
 			b.WriteString("  no route takes it (unmatched: drop or dead says what becomes of it)\n")
@@ -160,7 +163,7 @@ func printOutcome(b *strings.Builder, o *dryrun.Outcome) {
 	w := table(b)
 	row := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(w, "  %s\t%s\n", name, visible(value))
+			fmt.Fprintf(w, "  %s\t%s\n", name, cell(value))
 		}
 	}
 	row("message ID", m.MessageID)
@@ -193,7 +196,7 @@ func printOutcome(b *strings.Builder, o *dryrun.Outcome) {
 		row("answer", "to "+m.ReplyTo+" once "+wait)
 	}
 	for _, p := range m.Properties {
-		fmt.Fprintf(w, "  property\t%s = %s\n", visible(p.Name), visible(strconv.Quote(p.Value)))
+		fmt.Fprintf(w, "  property\t%s = %s\n", cell(p.Name), cell(strconv.Quote(p.Value)))
 	}
 	row("body", several(m.BodyBytes, "byte")+", as published")
 	row("size", fmt.Sprintf("%d bytes of %d, %d left", m.Size, mapping.MaxMessageSize, m.BytesLeft))
