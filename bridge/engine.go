@@ -17,7 +17,7 @@ import (
 
 const (
 	defaultWindow = 512
-	defaultHeld   = 4096
+	defaultHeld   = 2048
 	defaultGrace  = 10 * time.Second
 )
 
@@ -40,7 +40,7 @@ type Options struct {
 	RetryNoDevice []string
 	// DeadUnmatched keeps messages that no route takes as dead letters; otherwise they are dropped and counted.
 	DeadUnmatched bool
-	// MaxHeld bounds what is held of one source at a time. Default 4096.
+	// MaxHeld bounds what is held of one source at a time. Default 2048.
 	MaxHeld int
 	// ShutdownGrace is how long Run lets sends in flight finish. Default 10s.
 	ShutdownGrace time.Duration
@@ -97,7 +97,7 @@ func New(o Options) (*Bridge, error) {
 		log:           o.Logger.With("component", "bridge"),
 		hubs:          make(map[string]*hub),
 		owned:         make(map[string]Owned),
-		metrics:       newMetrics(),
+		metrics:       &metrics{},
 		recent:        newRecent(2 * o.MaxHeld),
 		retryNoDevice: make(map[string]bool),
 	}

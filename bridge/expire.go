@@ -40,7 +40,7 @@ func (h *hub) sweep(ctx context.Context, now time.Time) {
 				h.remove(l, it)
 			}
 		}
-		if l.stored > 0 && l.flying == 0 && len(l.heads) == 0 && !now.Before(l.due) && len(boxes) < sweepReads {
+		if l.parked && l.flying == 0 && len(l.heads) == 0 && !now.Before(l.due) && len(boxes) < sweepReads {
 			boxes = append(boxes, l)
 		}
 	}
@@ -56,7 +56,7 @@ func (h *hub) sweep(ctx context.Context, now time.Time) {
 // look reads the first entries of a lane's box and ends those that are expired.
 func (h *hub) look(ctx context.Context, l *lane) {
 	h.mu.Lock()
-	if l.stored == 0 || l.flying > 0 || len(l.heads) > 0 || l.orphan || h.draining {
+	if !l.parked || l.flying > 0 || len(l.heads) > 0 || l.orphan || h.draining {
 		h.mu.Unlock()
 		return
 	}

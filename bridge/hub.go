@@ -24,10 +24,10 @@ type hub struct {
 	lanes    map[laneKey]*lane
 	busy     map[string][]*lane // by device with a message in flight: its lanes, of other streams, that wait for that
 	ready    levels
-	ending   map[uint64]struct{} // entries of the mailbox that have their fate and are being deleted
-	orphans  int                 // lanes of a lost source that are being parked
-	solo     fifo                // lanes whose head must be alone on the link
-	alone    bool                // such a head is in flight
+	ended    endings
+	orphans  int  // lanes of a lost source that are being parked
+	solo     fifo // lanes whose head must be alone on the link
+	alone    bool // such a head is in flight
 	inFlight int
 	window   int
 	gate     gate
@@ -55,7 +55,6 @@ func newHub(o HubOptions, b *Bridge) *hub {
 		log:     b.log.With("hub", o.Name),
 		lanes:   make(map[laneKey]*lane),
 		busy:    make(map[string][]*lane),
-		ending:  make(map[uint64]struct{}),
 		window:  window,
 		gate:    newGate(),
 		budget:  newBudget(o.Pace),
@@ -95,7 +94,7 @@ func (h *hub) enqueue(it *item, crowded bool) {
 		if overflow = l.full() && l.tail[0] != it; overflow {
 			l.drop(it)
 		}
-	case !l.key.unordered && (crowded || it.group || l.stored > 0 || l.full() || l.spills):
+	case !l.key.unordered && (crowded || it.group || l.parked || l.full() || l.spills):
 		h.spill(l)
 	}
 	h.list(l)
@@ -116,7 +115,7 @@ func (h *hub) laneFor(it *item, crowded bool) *lane {
 	if key.unordered && h.bridge.parker.mailbox != nil && it.durable() {
 		ordered := laneKey{device: key.device, stream: key.stream}
 		own, other := h.lanes[key], h.lanes[ordered]
-		if crowded || it.group || own != nil && own.full() || other != nil && (other.stored > 0 || other.spills) {
+		if crowded || it.group || own != nil && own.full() || other != nil && (other.parked || other.spills) {
 			key = ordered
 		}
 	}
@@ -138,7 +137,7 @@ func (h *hub) adopt(b Box) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	l := h.lane(laneKey{device: b.Device, stream: b.Stream})
-	l.stored, l.inherited = b.Entries, true
+	l.stored, l.parked, l.inherited = b.Entries, true, true
 	h.list(l)
 	h.dispatch()
 }
@@ -147,6 +146,11 @@ func (h *hub) adopt(b Box) {
 func (h *hub) list(l *lane) {
 	if l.listed || l.orphan {
 		return
+	}
+	if l.parked && l.stored == 0 && l.flying == 0 && len(l.heads) == 0 && !l.looking && !h.closed {
+		l.looking = true
+		h.sends.Add(1)
+		go h.lookForMore(l)
 	}
 	if _, _, ok := l.next(); !ok {
 		return
@@ -451,10 +455,10 @@ func (h *hub) remove(l *lane, it *item) {
 
 // tidy forgets a lane that has nothing any more. The caller holds mu.
 func (h *hub) tidy(l *lane) {
-	if l.stored == 0 && len(l.tail) == 0 {
+	if !l.parked && len(l.tail) == 0 {
 		l.spills = false
 	}
-	if !l.empty() || l.parking {
+	if !l.empty() || l.parking || l.looking {
 		return
 	}
 	if l.timer != nil {
@@ -518,6 +522,7 @@ func (h *hub) putBack(l *lane, it *item) {
 	}
 	l.drop(it)
 	l.stored++
+	l.parked = true
 	l.above = entry - 1
 	l.tries, l.triesOf = &it.tries, entry
 	h.bridge.metrics.fate(it.parked())
@@ -593,7 +598,7 @@ func (h *hub) drain(ctx context.Context) {
 
 // release gives back the lane's durable items, but not those in flight. The caller holds mu.
 func (h *hub) release(l *lane) {
-	l.stored = 0 // they stay in the mailbox
+	l.stored, l.parked = 0, false // they stay in the mailbox
 	for _, list := range []*[]*item{&l.heads, &l.tail} {
 		kept := (*list)[:0]
 		for _, it := range *list {

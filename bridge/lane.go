@@ -26,12 +26,16 @@ func keyOf(it *item) laneKey {
 // Their order is: heads, then what is in the mailbox, then tail. The hub's mutex
 // guards it all.
 type lane struct {
-	key      laneKey
-	heads    []*item   // taken up: in flight, or kept for another try
-	stored   uint64    // entries of the mailbox not taken up
+	key   laneKey
+	heads []*item // taken up: in flight, or kept for another try
+	// parked: the mailbox may hold entries that were not taken up. Only a look that
+	// finds none, with nothing put there meanwhile, says that it does not.
+	parked   bool
+	stored   uint64    // about how many; 0 means that it has to be looked up
 	tail     []*item   // not taken up, and not in the mailbox yet
 	bytes    int       // of heads and tail
 	above    uint64    // the last entry taken up
+	puts     uint64    // entries that this process has put there, ever
 	due      time.Time // when its next entry may have expired; zero: not known
 	tries    *tries    // of an entry that was taken up and put back
 	triesOf  uint64    // that entry
@@ -42,6 +46,7 @@ type lane struct {
 	listed  bool // in the hub's ready list
 	spills  bool // bound exceeded: all of it goes to the mailbox
 	parking bool // the parker has it
+	looking bool // for entries beyond those counted
 	orphan  bool // its source has another owner by now; what is in flight comes to its end
 	// inherited: it had entries when this process became the owner.
 	inherited bool
@@ -61,7 +66,7 @@ func (l *lane) limit() int {
 }
 
 func (l *lane) empty() bool {
-	return len(l.heads)+len(l.tail) == 0 && l.stored == 0 && l.flying == 0
+	return len(l.heads)+len(l.tail) == 0 && !l.parked && l.flying == 0
 }
 
 // full reports whether it holds more in memory than it may.
@@ -86,7 +91,9 @@ func (l *lane) next() (it *item, load, ok bool) {
 		return nil, false, false
 	case l.kept() != nil:
 		return l.kept(), false, true
-	case l.stored > 0:
+	case l.parked && l.stored == 0:
+		return nil, false, false // whether there is more is being looked up
+	case l.parked:
 		return nil, true, true
 	case len(l.tail) > 0 && (!l.tail[0].group || l.tail[0].unstorable):
 		return l.tail[0], false, true
@@ -115,7 +122,7 @@ func (l *lane) unparked() *item {
 		if it.unstorable {
 			return nil // nothing behind it may be stored before it has its fate, or it would come first
 		}
-		if !it.left.Load() {
+		if it.left.Load() == 0 {
 			return it
 		}
 	}

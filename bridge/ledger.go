@@ -23,8 +23,8 @@ type closing struct {
 	of      *held  // the source's message; nil: none, or somebody else settles it
 	entry   uint64 // of the mailbox; 0: none
 	item    *item  // nil: it never got to a lane
-	hub     *hub   // of the entry
-	box     *Box   // where it may be besides, by an append that seemed to fail; nil: nowhere
+	hub     *hub   // of item and entry
+	box     *Box   // where the entry is to be looked for first
 	letter  *DeadLetter
 	receipt Receipt
 	told    *Correlation // whom the receipt goes to; nil: nobody asked for one
@@ -55,7 +55,7 @@ func newLedger(o Options, m *metrics, r *recent, log *slog.Logger) *ledger {
 
 // conclude takes a fate on; it never blocks. What needs no storing is settled at once.
 func (g *ledger) conclude(ctx context.Context, c closing) {
-	if c.letter == nil && c.entry == 0 && c.told == nil && c.box == nil {
+	if c.letter == nil && c.entry == 0 && c.told == nil {
 		g.settled(&c)
 		return
 	}
@@ -113,10 +113,9 @@ func (g *ledger) store(ctx context.Context, c *closing) error {
 
 // settled is for a fate that is durable.
 func (g *ledger) settled(c *closing) {
-	if c.hub != nil {
-		c.hub.mu.Lock()
-		delete(c.hub.ending, c.entry)
-		c.hub.mu.Unlock()
+	if c.item != nil {
+		c.item.settled.Store(true)
+		c.hub.endTwin(c.item)
 	}
 	switch {
 	case c.of != nil:
@@ -170,7 +169,7 @@ func explain(err error) (condition, text string) {
 
 // end gives an item its fate: a status, or a dead letter.
 func (h *hub) end(it *item, status string, letter *DeadLetter) {
-	c := closing{item: it, letter: letter}
+	c := closing{item: it, hub: h, letter: letter}
 	if letter != nil {
 		c.receipt = letter.receipt()
 	} else {
@@ -180,19 +179,29 @@ func (h *hub) end(it *item, status string, letter *DeadLetter) {
 		told := it.correlation(h.name)
 		c.told = &told
 	}
-	if it.doubtful.Load() {
-		c.box = &Box{Hub: h.name, Device: it.envelope.Device, Stream: it.message.Stream}
-	}
-	if it.leave() {
+	if it.leave(leftEnded) {
 		h.room.leave()
 		c.of = it.of
 	} else if c.entry = it.entry.Load(); c.entry > 0 {
-		c.hub = h
 		h.mu.Lock()
-		h.ending[c.entry] = struct{}{}
+		h.ended.add(c.entry)
 		h.mu.Unlock()
 	}
 	h.bridge.ledger.conclude(h.bridge.sendCtx, c)
+}
+
+// endTwin deletes the entry of an item whose fate is durable, if there is one.
+func (h *hub) endTwin(it *item) {
+	if it.twin.Load() == 0 || !it.settled.Load() {
+		return
+	}
+	switch entry := it.twin.Swap(0); entry {
+	case 0:
+	case unknownTwin:
+		h.bridge.ledger.add(h.bridge.sendCtx, closing{item: it, hub: h, box: &Box{Hub: h.name, Device: it.envelope.Device, Stream: it.message.Stream}})
+	default:
+		h.bridge.ledger.add(h.bridge.sendCtx, closing{entry: entry, hub: h})
+	}
 }
 
 // replace is the end of what a newer message with its coalescing key replaces.
@@ -200,7 +209,7 @@ func (h *hub) replace(it *item) { h.end(it, StatusReplaced, nil) }
 
 // letGo lets go, at shutdown or when another process owns the source, of an item that has no fate.
 func (it *item) letGo(h *hub) {
-	if it.leave() {
+	if it.leave(leftLetGo) {
 		h.room.leave()
 		it.of.letGo(it.receipt("", "", h.name))
 		return

@@ -77,7 +77,8 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		h.log.Warn("a message that waits is too large for the mailbox and stays at its source", "device_id", l.key.device, "route", it.envelope.Route, "err", err)
 		return true, nil
 	case err != nil:
-		it.doubtful.Store(true)
+		it.twin.Store(unknownTwin)
+		h.endTwin(it)
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if l.orphan {
@@ -87,26 +88,27 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		return l.parking, fmt.Errorf("park: %w", err)
 	}
 
+	it.twin.CompareAndSwap(unknownTwin, 0)
 	it.entry.Store(parcel.Entry)
-	won := it.leave()
+	won := it.leave(leftParked)
 	if won {
 		h.room.leave()
 		it.of.resolve(it.parked())
 	}
 	h.mu.Lock()
-	late := !won && parcel.Entry > 0 // it has had its fate meanwhile
 	switch {
 	case won:
 		p.parked(h, l, it, gone)
-	case late:
-		h.ending[parcel.Entry] = struct{}{}
+	case parcel.Entry > 0 && it.left.Load() == leftEnded:
+		// It has got its fate meanwhile, and when that is durable the entry goes. One that
+		// was let go keeps it: its source brings it again, and the mailbox knows it.
+		h.ended.add(parcel.Entry)
+		it.twin.Store(parcel.Entry)
 	}
 	h.list(l)
 	h.dispatch()
 	h.mu.Unlock()
-	if late {
-		h.bridge.ledger.add(h.bridge.sendCtx, closing{entry: parcel.Entry, hub: h})
-	}
+	h.endTwin(it)
 	if key := it.envelope.Coalesce; key != "" && won && !gone {
 		return true, p.replace(ctx, h, l, key, parcel.Entry)
 	}
@@ -120,6 +122,8 @@ func (p *parker) parked(h *hub, l *lane, it *item, gone bool) {
 		l.drop(it)
 		if !gone {
 			l.stored++
+			l.parked = true
+			l.puts++
 			l.above = min(l.above, it.entry.Load()-1)
 		}
 		return
@@ -204,14 +208,14 @@ func (p *parker) replace(ctx context.Context, h *hub, l *lane, key string, entry
 			}
 			continue
 		}
-		if _, known := l.gone[q.Entry]; known || q.Entry <= l.above || l.stored == 0 {
+		if _, known := l.gone[q.Entry]; known || q.Entry <= l.above || !l.parked {
 			continue
 		}
 		if l.gone == nil {
 			l.gone = make(map[uint64]struct{})
 		}
 		l.gone[q.Entry] = struct{}{}
-		l.stored--
+		l.stored = max(l.stored, 1) - 1
 		h.bridge.metrics.restored()
 		stale = append(stale, restored(q))
 	}
@@ -272,14 +276,39 @@ func (h *hub) takeUp(l *lane, entry uint64) bool {
 		delete(l.gone, entry)
 		return false
 	}
-	if _, ending := h.ending[entry]; ending {
+	if h.ended.has(entry) {
 		return false
 	}
-	if l.stored > 0 {
-		l.stored--
-	}
+	l.stored = max(l.stored, 1) - 1
 	h.bridge.metrics.restored()
 	return true
+}
+
+// lookForMore finds out whether a box holds more than was counted: an append whose
+// answer got lost may have stored something. No send waits for it, and no token is spent.
+func (h *hub) lookForMore(l *lane) {
+	defer h.sends.Done()
+	h.mu.Lock()
+	above, puts := l.above, l.puts
+	h.mu.Unlock()
+	q, err := h.bridge.parker.mailbox.Next(h.bridge.sendCtx, l.box(h.name), above)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l.looking = false
+	switch {
+	case q != nil && (err == nil || errors.Is(err, ErrFormat)):
+		l.stored = max(l.stored, 1)
+	case h.closed || l.orphan:
+	case err != nil:
+		l.waits = true
+		l.timer = time.AfterFunc(time.Second, func() { h.resume(l) })
+	case l.puts == puts:
+		l.parked = false
+		clear(l.gone)
+	}
+	h.tidy(l)
+	h.list(l)
+	h.dispatch()
 }
 
 // unloaded is for a load that gave nothing: the entries are gone, or cannot be read now.
@@ -290,11 +319,9 @@ func (h *hub) unloaded(l *lane, err error) (job, bool) {
 	h.gate.unused()
 	switch {
 	case err == nil:
-		l.stored = 0 // somebody purged them
-		clear(l.gone)
-		h.tidy(l)
+		l.stored = 0 // somebody purged them, or more came meanwhile: it is looked up
 	case h.draining || l.orphan || errors.Is(err, ErrDisowned):
-		l.stored = 0
+		l.stored, l.parked = 0, false
 		h.tidy(l)
 	default:
 		wait := retryMax
