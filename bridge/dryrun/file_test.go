@@ -99,6 +99,23 @@ func TestFates(t *testing.T) {
 	require.Empty(t, diffs(t, `- {subject: ask.d, payload_file: body.bin, expect: {device: d}}`))
 }
 
+// TestWhy: a route that was expected and did not come says why.
+func TestWhy(t *testing.T) {
+	for expect, want := range map[string]string{
+		"{subject: cmd.p, expect: {route: one}}":                                         "route one does not take it: the subject has 2 tokens, the route's more",
+		"{subject: cmd.p.all, expect: {route: ask}}":                                     "route ask does not take it: not tried: one took the message",
+		"{subject: cmd.p.x, stream: T, expect: {route: one}}":                            "route one does not take it: takes stream S, not T",
+		"{subject: cmd.p.x, expect: {route: two}}":                                       "the configuration has no route two",
+		"{subject: cmd.p.x, expect: {route: one, device: x}}":                            "",
+		"{subject: cmd.p.x, expect: {device: x}}":                                        "",
+		"{subject: cmd.p.x, expect: {route: one}}":                                       "",
+		"{subject: _INBOX.x, expect: {route: one}}":                                      "route one does not take it: subjects under $… and _INBOX, and the bridge's own, never match",
+		"{subject: cmd.p.x, expect: [{route: all, device: a}, {route: one, device: d}]}": "route all does not take it: token 3 is \"x\", not \"all\"",
+	} {
+		require.Equal(t, want, read(t, head+"- "+expect).Run()[0].Why, expect)
+	}
+}
+
 func TestEdge(t *testing.T) {
 	require.Empty(t, diffs(t, `- {c2d: {device: d, message_id: m, properties: {a: null, b: "", c: [1, 2]}}, payload: x,
     expect: {subject: edge.d, body: x, headers: {Downlink-Device: d, Downlink-Message-Id: m, Downlink-Null: a, Downlink-Via: edge-1, b: "", c: ["1", "2"]}}}`))

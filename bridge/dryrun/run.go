@@ -1,11 +1,17 @@
 package dryrun
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+
+	"downlink/mapping"
+)
 
 // Result is how a case went.
 type Result struct {
 	*Case
 	Diffs []Diff // none: as expected
+	Why   string // why a route that was expected does not take the message; one line
 }
 
 // Run runs every case, in order.
@@ -13,9 +19,49 @@ func (f *File) Run() []Result {
 	list := make([]Result, len(f.Cases))
 	for i := range f.Cases {
 		c := &f.Cases[i]
-		list[i] = Result{c, c.compare(f.plan.facts(c))}
+		list[i] = Result{Case: c, Diffs: c.compare(f.plan.facts(c))}
+		if len(list[i].Diffs) > 0 && !c.edge {
+			list[i].Why = f.plan.why(c)
+		}
 	}
 	return list
+}
+
+// why says why the first route that a case expects does not take its message; "" if all do.
+func (p *Plan) why(c *Case) string {
+	in := p.input(c)
+	x := p.table.Explain(&in)
+	for i := range c.want {
+		for _, w := range c.want[i].fields {
+			if w.name != "route" || w.text == "" {
+				continue
+			}
+			n := slices.IndexFunc(x.Routes, func(t mapping.Tried) bool { return t.Route == w.text })
+			switch {
+			case n < 0:
+				return "the configuration has no route " + w.text
+			case !x.Routes[n].Matched:
+				why := x.Routes[n].Why
+				if x.Note != "" {
+					why = x.Note
+				}
+				return "route " + w.text + " does not take it: " + why
+			}
+		}
+	}
+	return ""
+}
+
+// input is a case's message with all that it does not say itself.
+func (p *Plan) input(c *Case) mapping.Input {
+	in := c.in
+	if c.source != "core" && in.Stream == "" {
+		in.Stream, _ = p.Source(&in)
+	}
+	if in.Stream == "" {
+		in.Sequence = 0
+	}
+	return in
 }
 
 // Unreached lists the routes of the configuration that no case's message came to, in their order.
@@ -42,15 +88,7 @@ func (p *Plan) facts(c *Case) []facts {
 	if c.edge {
 		return []facts{p.edgeFacts(&c.c2d)}
 	}
-	in := c.in
-	switch {
-	case c.source == "core":
-		in.Sequence = 0
-	case in.Stream == "":
-		if in.Stream, _ = p.Source(&in); in.Stream == "" {
-			in.Sequence = 0
-		}
-	}
+	in := p.input(c)
 	outcomes := p.Map(&in)
 	list := make([]facts, len(outcomes))
 	for i := range outcomes {

@@ -85,6 +85,8 @@ type testedCase struct {
 	Line  int          `json:"line"`
 	OK    bool         `json:"ok"`
 	Diffs []testedDiff `json:"diffs,omitempty"`
+	// Why is why a route that was expected does not take the message.
+	Why string `json:"why,omitempty"`
 }
 
 type testedDiff struct {
@@ -142,7 +144,7 @@ func (t *tester) file(name string) (testedFile, error) {
 		}
 	}
 	for _, res := range f.Run() {
-		c := testedCase{Name: res.Name, Line: res.Line, OK: len(res.Diffs) == 0}
+		c := testedCase{Name: res.Name, Line: res.Line, OK: len(res.Diffs) == 0, Why: res.Why}
 		for _, d := range res.Diffs {
 			c.Diffs = append(c.Diffs, testedDiff(d))
 		}
@@ -231,7 +233,7 @@ func (t *tester) printFile(b *strings.Builder, f *testedFile) {
 	for _, c := range f.Cases {
 		if !c.OK {
 			fmt.Fprintf(b, "  FAIL  %s:%d: %s\n", f.File, c.Line, visible(c.Name))
-			for _, line := range diffLines(c.Diffs) {
+			for _, line := range c.lines() {
 				fmt.Fprintf(b, "        %s\n", line)
 			}
 		} else if t.verbose {
@@ -243,15 +245,18 @@ func (t *tester) printFile(b *strings.Builder, f *testedFile) {
 	}
 }
 
-// diffLines are two lines a field, aligned.
-func diffLines(diffs []testedDiff) []string {
+// lines are two a field, aligned, and the reason if there is one.
+func (c *testedCase) lines() []string {
 	wide := 0
-	for _, d := range diffs {
+	for _, d := range c.Diffs {
 		wide = max(wide, len(d.Field))
 	}
 	var lines []string
-	for _, d := range diffs {
+	for _, d := range c.Diffs {
 		lines = append(lines, fmt.Sprintf("%-*s  want %s", wide, d.Field, visible(d.Want)), fmt.Sprintf("%-*s  got  %s", wide, "", visible(d.Got)))
+	}
+	if c.Why != "" {
+		lines = append(lines, visible(c.Why))
 	}
 	return lines
 }
@@ -312,7 +317,7 @@ func writeJUnit(name string, report []testedFile) error {
 				for i, d := range c.Diffs {
 					fields[i] = d.Field
 				}
-				one.Failure = &junitText{"not as expected: " + strings.Join(fields, ", "), strings.Join(diffLines(c.Diffs), "\n")}
+				one.Failure = &junitText{"not as expected: " + strings.Join(fields, ", "), strings.Join(c.lines(), "\n")}
 			}
 			suite.Cases = append(suite.Cases, one)
 		}

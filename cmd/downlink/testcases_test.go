@@ -82,6 +82,17 @@ properties.x     want "y"
 	require.Equal(t, map[string]any{"field": "device", "want": `"paris-pump7"`, "got": `"berlin-pump7"`}, one["diffs"].([]any)[0])
 }
 
+func TestTestWhy(t *testing.T) {
+	_, file := caseFolder(t, "fleet-by-site", "  - subject: cmd.x\n    expect: {route: commands, device: x}\n")
+	got := cli(t, "test", file)
+	require.Contains(t, got.stdout, `
+        fate  want sent
+              got  dropped (no-route)
+        route commands does not take it: the subject has 2 tokens, the route's more
+`)
+	require.Contains(t, cli(t, "test", file, "--json").stdout, `"why":"route commands does not take it: `)
+}
+
 func TestTestUpdate(t *testing.T) {
 	dir, file := caseFolder(t, "fleet-by-site", twoCases)
 	require.NoError(t, os.Chmod(file, 0o640))
