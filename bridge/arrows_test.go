@@ -21,6 +21,7 @@ var arrows = map[string][]string{
 	"bridge/spread":            {},
 	"bridge/config":            {"mapping", "bridge/internal/sas"},
 	"bridge/config/gen":        {"bridge/config"},
+	"bridge/dryrun":            {"mapping", "bridge", "bridge/config"},
 	"bridge/natsio":            {"mapping", "bridge"},
 	"bridge/hubservice":        {"mapping", "bridge", "bridge/internal/sas"},
 	"bridge/hubdevice":         {"mapping", "bridge", "bridge/internal/sas"},

@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -79,6 +80,46 @@ func (t *Table) Explain(in *Input) *Explanation {
 		}
 	}
 	return x
+}
+
+// Sources returns where a message of this subject, headers and payload would have to come from for
+// a route to take it, in the order of the routes: names of streams, and "" for core NATS. A default route counts
+// only if no other takes it; if none does, those count whose subject alone is the
+// message's. Routes that name no source say nothing of it. in.Stream does not matter.
+func (t *Table) Sources(in *Input) []string {
+	if reserved(in.Subject, t.name) {
+		return nil
+	}
+	probe := *in
+	s := &cloudScope{in: &probe, offs: splitSubject(in.Subject, nil)}
+	for _, takes := range []func(*route) bool{
+		func(r *route) bool { return !r.rest && r.wants(s) },
+		func(r *route) bool { return r.rest && r.wants(s) },
+		func(*route) bool { return true },
+	} {
+		var list []string
+		for i := range t.routes {
+			r := &t.routes[i]
+			if r.stream == "" && !r.core || slices.Contains(list, r.stream) {
+				continue
+			}
+			probe.Stream = r.stream
+			if r.whyNot(s) == "" && takes(r) {
+				list = append(list, r.stream)
+			}
+		}
+		if len(list) > 0 {
+			return list
+		}
+	}
+	return nil
+}
+
+// wants is takes of a route whose subject is the message's; a condition that fails makes the message the route's.
+func (r *route) wants(s *cloudScope) bool {
+	s.route = r
+	takes, err := r.takes(s)
+	return takes || err != nil
 }
 
 // try reports whether a route takes the message.

@@ -143,3 +143,35 @@ func TestExplain(t *testing.T) {
 		return table.Explain(in).Routes[2].Why
 	}())
 }
+
+func TestSources(t *testing.T) {
+	table, err := Compile([]Route{
+		{Subject: "cmd.test.>", Drop: "tests"},
+		{Subject: "cmd.*", Stream: "B", Device: "d", When: `header["X"] == "1"`},
+		{Subject: "cmd.*", Stream: "A", Device: "d", When: `header["X"] != "3"`},
+		{Subject: "cmd.*", Stream: "A", Device: "d"},
+		{Subject: "ask.*", Source: "core", Device: "d"},
+		{Subject: "ask.*", Stream: "B", Device: "d", When: "json?.a == 1"},
+		{Subject: "hot", Stream: "B", Device: "d", When: "int(payload) > 1"},
+		{Subject: "*.x", Stream: "C", Device: "d", Default: true},
+	}, TableOptions{Name: "prod", Hubs: []HubOptions{{Name: "main"}}})
+	require.NoError(t, err)
+	sources := func(subject string, header ...string) []string { return table.Sources(input(subject, header...)) }
+	require.Equal(t, []string{"B", "A"}, sources("cmd.a", "X", "1"), "in the order of the routes, each once")
+	require.Equal(t, []string{"A"}, sources("cmd.a"))
+	require.Equal(t, []string{"A"}, sources("cmd.x"), "a default route only if no other takes it")
+	require.Equal(t, []string{"C"}, sources("other.x"))
+	require.Equal(t, []string{""}, sources("ask.a"), "the other condition is not true")
+	require.Equal(t, []string{"B"}, sources("hot"), "one whose condition fails makes it a dead letter of its own")
+	require.Empty(t, sources("cmd.test.a"), "a drop without a source says nothing of it")
+	require.Empty(t, sources("nobody"))
+	require.Empty(t, sources("prod.dead.x"))
+
+	only, err := Compile([]Route{{Subject: "a", Stream: "S", Device: "d", When: `header["X"] == "1"`}}, TableOptions{})
+	require.NoError(t, err)
+	require.Equal(t, []string{"S"}, only.Sources(input("a")), "the subject alone, so that its condition is told")
+	in := input("a")
+	in.Stream = "T"
+	only.Sources(in)
+	require.Equal(t, "T", in.Stream)
+}

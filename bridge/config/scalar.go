@@ -94,6 +94,12 @@ func parseDuration(text string) (time.Duration, error) {
 	return total + d, nil
 }
 
+// ParseDuration reads a duration as the file has it: Go's, with whole days before them, such as 90s or 1d12h.
+func ParseDuration(text string) (time.Duration, error) { return parseDuration(text) }
+
+// FormatDuration writes what ParseDuration reads, as an operator would: 1h, not 1h0m0s.
+func FormatDuration(d time.Duration) string { return formatDuration(d) }
+
 var (
 	size      = regexp.MustCompile(`^(\d+) ?([A-Za-z]*)$`)
 	sizeUnits = map[string]int64{

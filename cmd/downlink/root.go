@@ -75,6 +75,8 @@ Then:         downlink init downlink.yaml
 		newBridgeCmd(s, logs),
 		newRelayCmd(s, logs),
 		newHubCmd(s, logs),
+		newExplainCmd(s, logs),
+		newTestCmd(s),
 		newSendCmd(s, logs),
 		newBenchCmd(s),
 		newSoakCmd(s, logs),
