@@ -1,6 +1,7 @@
 package config
 
 import (
+	_ "embed"
 	"reflect"
 	"strings"
 )
@@ -44,3 +45,10 @@ func Fields() []Field {
 	})
 	return fields
 }
+
+//go:embed schema.json
+var schemaJSON []byte
+
+// Schema is the JSON Schema (draft 2020-12) of the file, generated from the structs as the reference is. It takes every file
+// that Load takes; of what Load refuses it finds unknown keys and wrong types.
+func Schema() []byte { return schemaJSON }
