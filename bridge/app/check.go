@@ -182,6 +182,8 @@ func (c *checker) nats(ctx context.Context, name string, n config.NATS, rights [
 func (c *checker) rights(ctx context.Context, p *natsio.Probe, list []natsio.Right) (missing []natsio.Right) {
 	var groups []string
 	there := make(map[string]int)
+	// What stands in for another subject is tried with that one.
+	list = slices.DeleteFunc(slices.Clone(list), func(r natsio.Right) bool { return r.InsteadOf != "" })
 	for _, r := range list {
 		if !slices.Contains(groups, r.For) {
 			groups = append(groups, r.For)

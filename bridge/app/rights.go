@@ -62,8 +62,9 @@ func BridgeRights(c *config.Bridge) (*Rights, error) {
 	}
 	r := &Rights{Side: config.BridgeSide, Name: c.Name, Embedded: c.NATS.Embedded != nil}
 	r.NATS = natsio.BridgeRights(bridgeNeeds(c, table, on))
+	r.Notes = append(r.Notes, domainNote(on)...)
 	if answers := answerPrefixes(c.Routes); len(answers) > 0 {
-		r.Notes = append(r.Notes, "publish "+strings.Join(answers, ", ")+": only if publishers want answers there, by Downlink-Reply-To or as requests")
+		r.Notes = append(r.Notes, "publishing to "+strings.Join(answers, ", ")+" is needed as well if publishers want answers there, by Downlink-Reply-To or as the reply subject of a request")
 	}
 	for _, h := range c.Hubs {
 		r.Hubs = append(r.Hubs, bridgeHubRight(c, h))
@@ -144,6 +145,7 @@ func RelayRights(c *config.Relay) (*Rights, error) {
 	r.NATS = natsio.RelayRights(natsio.RelayNeeds{
 		Name: c.Name, Subjects: subjects.Subjects(), Stream: c.Publish.Stream, Create: c.Publish.Create, On: on,
 	})
+	r.Notes = domainNote(on)
 	for i, d := range c.Devices {
 		if d.Embedded != "" {
 			r.Hubs = append(r.Hubs, HubRight{Device: d.Embedded, Credential: "embedded", Text: "none: it is a device of the embedded hub of this process"})
@@ -155,6 +157,14 @@ func RelayRights(c *config.Relay) (*Rights, error) {
 		})
 	}
 	return r, nil
+}
+
+// domainNote says which of two forms a server asks for.
+func domainNote(on natsio.Prefixes) []string {
+	if on.Domain == "" {
+		return nil
+	}
+	return []string{"either " + on.API + "… or $JS.API.… and $KV.… can go: a server of the domain " + on.Domain + " itself asks for the latter, any other for the former"}
 }
 
 // deviceName is a device for people: its ID, or its place if its connection string was not read.

@@ -17,6 +17,9 @@ type Right struct {
 	Subject string `json:"subject"`
 	// For says what needs it.
 	For string `json:"for"`
+	// InsteadOf is set where JetStream has a domain: a server of that domain itself maps that subject to
+	// this one before it looks at permissions (nats-server, client.selectMappedSubject), any other does not.
+	InsteadOf string `json:"instead_of,omitempty"`
 }
 
 // The two operations.
@@ -131,7 +134,7 @@ func newRights(on Prefixes) *rights {
 func (r *rights) add(op string, subjects []string) {
 	for _, s := range subjects {
 		if !slices.ContainsFunc(r.list, func(have Right) bool { return have.Op == op && have.Subject == s }) {
-			r.list = append(r.list, Right{op, s, r.what})
+			r.list = append(r.list, Right{Op: op, Subject: s, For: r.what})
 		}
 	}
 }
@@ -142,6 +145,14 @@ func (r *rights) subscribe(subjects ...string) { r.add(opSubscribe, subjects) }
 func (r *rights) api(subjects ...string) {
 	for _, s := range subjects {
 		r.publish(r.on.API + s)
+		if r.on.Domain == "" {
+			continue
+		}
+		mapped := jetstream.DefaultAPIPrefix + s
+		if strings.HasPrefix(s, "$") {
+			mapped = s // a key of a bucket
+		}
+		r.list = append(r.list, Right{Op: opPublish, Subject: mapped, For: r.what, InsteadOf: r.on.API + s})
 	}
 }
 

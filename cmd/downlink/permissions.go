@@ -102,7 +102,7 @@ func rightsText(r *app.Rights) string {
 	}
 	b.WriteString(natsio.Permissions(r.NATS, ""))
 	for _, note := range r.Notes {
-		b.WriteString("# Beside these, " + note + ".\n")
+		b.WriteString("# Note: " + note + ".\n")
 	}
 	for _, h := range r.Hubs {
 		who := "hub " + h.Hub
