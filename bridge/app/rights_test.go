@@ -100,7 +100,7 @@ func (g *guarded) count(stream string) int {
 const guardedBridge = `
 version: 1
 http: "off"
-shutdown_grace: 1s
+shutdown_grace: 100ms
 bridge:
   name: prod
   nats: {url: [%q], user: process, password_file: %q}
@@ -309,7 +309,7 @@ func TestEachRightOfABridgeIsNeeded(t *testing.T) {
 const guardedRelay = `
 version: 1
 http: "off"
-shutdown_grace: 1s
+shutdown_grace: 100ms
 relay:
   name: site
   nats: {url: [%q], user: process, password_file: %q}

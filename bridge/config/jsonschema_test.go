@@ -107,7 +107,7 @@ func TestSchemaRefusesUnknownKeys(t *testing.T) {
 		refused++
 	}
 	require.GreaterOrEqual(t, refused, 5)
-	for _, text := range []string{"version: 1\nbrigde: {}\n", "version: 1\nbridge: {routes: [{subjekt: x}]}\n", "bridge: {}\n", "version: 1\nlog: text\n", "version: 1\nshutdown_grace: ten\n"} {
+	for _, text := range []string{"version: 1\nbrigde: {}\n", "version: 1\nbridge: {routes: [{subjekt: x}]}\n", "bridge: {}\n", "version: 1\nlog: text\n", "version: 2\nbridge: {}\n", "version: 1\nlog: {level: loud}\n", "version: 1\nshutdown_grace: ten\n"} {
 		doc, ok := asJSON(t, []byte(text))
 		require.True(t, ok)
 		require.Error(t, s.Validate(doc), text)

@@ -218,7 +218,7 @@ func TestRightsInADomain(t *testing.T) {
 	// Those of a server in the domain alone do, and the others stand for them.
 	own := slices.DeleteFunc(slices.Clone(list), func(r Right) bool { return strings.HasPrefix(r.Subject, "$JS.cloud.") })
 	require.Less(t, len(own), len(list))
-	n, o := limited(t, own, func(o *server.Options) { o.JetStreamDomain = "cloud" })
+	_, o := limited(t, own, func(o *server.Options) { o.JetStreamDomain = "cloud" })
 	p = probeOf(t, o)
 	for _, r := range list {
 		require.NoError(t, p.May(ctx, r), r.Subject)

@@ -93,6 +93,9 @@ func schema(folders ...string) ([]byte, error) {
 // value is the schema of a field; in is what holds its own fields, if it has some.
 func value(f config.Field) (n, in *node) {
 	zero := 0
+	if f.Path == "version" {
+		return &node{Enum: []any{1, "1"}}, nil
+	}
 	switch f.Type {
 	case "section":
 		n = object()
@@ -112,6 +115,13 @@ func value(f config.Field) (n, in *node) {
 		return &node{AnyOf: []*node{{Type: "integer"}, {Type: "string", Pattern: `^[-+]?[0-9]+$`}}}, nil
 	case "number":
 		return &node{AnyOf: []*node{{Type: "number"}, {Type: "string", Pattern: `^-?[0-9]+(\.[0-9]+)?$`}}}, nil
+	}
+	if len(f.Words) > 0 {
+		n := &node{}
+		for _, w := range f.Words {
+			n.Enum = append(n.Enum, w)
+		}
+		return n, nil
 	}
 	return text(), nil
 }
