@@ -27,7 +27,7 @@ var arrows = map[string][]string{
 	"bridge/relay":             {"mapping", "bridge"},
 	"bridge/app":               {"mapping", "bridge", "bridge/config", "bridge/natsio", "bridge/hubservice", "bridge/hubdevice", "bridge/relay"},
 	"bridge/emulator/...":      {"bridge/emulator/...", "bridge/internal/sas", "bridge/internal/amqpwire", "bridge/spread"},
-	"bridge/bench":             {"bridge/app", "bridge/config", "bridge/emulator/...", "bridge/spread"},
+	"bridge/bench":             {"bridge/app", "bridge/config", "bridge/emulator/...", "bridge/spread", "bridge/tcplink"},
 	"bridge/tcplink":           {},
 	"bridge/bridgetest/...":    {"..."},
 	"cmd/...":                  {"..."},

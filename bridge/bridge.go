@@ -53,7 +53,8 @@ type Owned interface {
 	// Own blocks until the source is this process's. It fails only when ctx is done.
 	Own(ctx context.Context) error
 	// Held reports whether the source is surely still ours. It is cheap, never
-	// blocks, and is false in time also when this process was frozen meanwhile.
+	// blocks, and is false in time also when this process was frozen meanwhile. Once it
+	// was false the tenure is over: it stays so until the next Own.
 	Held() bool
 }
 
@@ -98,7 +99,7 @@ type Mailbox interface {
 	// tried again without storing it twice; one that wraps ErrUnstorable is for good.
 	Append(ctx context.Context, p *Parcel) (repeat bool, err error)
 	// Next returns the first entry of a box above a sequence of the mailbox, or nil
-	// if there is none. One that wraps ErrFormat is for a newer version to read.
+	// if there is none. An error that is about the entry comes with it; one that wraps ErrFormat is for a newer version to read.
 	Next(ctx context.Context, b Box, above uint64) (*Parcel, error)
 	// Waiting lists the entries of a box with this coalescing key below a sequence of the mailbox.
 	Waiting(ctx context.Context, b Box, key string, below uint64) ([]*Parcel, error)

@@ -9,7 +9,8 @@ import (
 
 // crew does jobs off the lanes, each until it is done, a bounded number at once.
 // After a failure a worker pauses, ever longer until something works again, and the
-// job goes to the end of the queue, so that it does not hold up the others for good.
+// job waits behind those that have not failed. A new one ends a worker's pause: what fails for
+// one, however many there are, holds up no other.
 type crew[J any] struct {
 	workers int
 	work    func(context.Context, J) (again bool, err error)
@@ -20,6 +21,10 @@ type crew[J any] struct {
 
 	mu      sync.Mutex // guards all below
 	queue   []J
+	failed  []J // to be tried again
+	turns   int
+	pausing int           // workers
+	news    chan struct{} // for one of them
 	busy    int
 	failing error  // why the latest try failed; nil after a success
 	well    uint64 // successes
@@ -35,7 +40,25 @@ func (c *crew[J]) add(ctx context.Context, j J) {
 		c.busy++
 		c.running.Add(1)
 		go c.run(ctx)
+	} else if c.pausing > 0 {
+		select {
+		case c.news <- struct{}{}:
+		default:
+		}
 	}
+}
+
+// take is the next job; every fourth is one that failed before. The caller holds mu.
+func (c *crew[J]) take() (j J, ok bool) {
+	from := &c.queue
+	if c.turns++; len(c.queue) == 0 || c.turns%4 == 0 && len(c.failed) > 0 {
+		from = &c.failed
+	}
+	if len(*from) == 0 {
+		return j, false
+	}
+	j, *from = (*from)[0], (*from)[1:]
+	return j, true
 }
 
 func (c *crew[J]) run(ctx context.Context) {
@@ -43,38 +66,59 @@ func (c *crew[J]) run(ctx context.Context) {
 	pause, seen := newBackoff(retryFirst, retryMax), uint64(0)
 	for {
 		c.mu.Lock()
-		if len(c.queue) == 0 {
-			if c.busy--; c.busy == 0 && c.idle != nil {
-				close(c.idle)
-				c.idle = nil
+		j, ok := c.take()
+		if !ok {
+			if c.busy--; c.busy == 0 {
+				c.failing = nil // nothing is left that fails
+				if c.idle != nil {
+					close(c.idle)
+					c.idle = nil
+				}
 			}
 			c.mu.Unlock()
 			return
 		}
-		j := c.queue[0]
-		c.queue = c.queue[1:]
 		if c.well != seen {
 			seen = c.well
 			pause.Reset()
 		}
 		c.mu.Unlock()
 		again, err := c.work(ctx, j)
-		if err != nil && ctx.Err() == nil {
-			c.note(err)
-			t := time.NewTimer(pause.NextBackOff())
-			select {
-			case <-ctx.Done():
-			case <-t.C:
+		if err == nil || ctx.Err() != nil {
+			if err == nil {
+				c.note(nil)
 			}
-			t.Stop()
-		} else if err == nil {
-			c.note(nil)
+			if again {
+				c.mu.Lock()
+				c.queue = append(c.queue, j)
+				c.mu.Unlock()
+			}
+			continue
 		}
+		c.note(err)
+		c.mu.Lock()
 		if again {
-			c.mu.Lock()
-			c.queue = append(c.queue, j)
-			c.mu.Unlock()
+			c.failed = append(c.failed, j)
 		}
+		fresh := len(c.queue) > 0
+		c.pausing++
+		c.mu.Unlock()
+		if !fresh {
+			c.pause(ctx, pause.NextBackOff())
+		}
+		c.mu.Lock()
+		c.pausing--
+		c.mu.Unlock()
+	}
+}
+
+func (c *crew[J]) pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-c.news:
+	case <-t.C:
 	}
 }
 
@@ -110,6 +154,13 @@ func (c *crew[J]) drain(ctx context.Context) {
 	case <-idle:
 	case <-ctx.Done():
 	}
+}
+
+// waiting is the number of jobs that no worker has.
+func (c *crew[J]) waiting() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.queue) + len(c.failed)
 }
 
 func (c *crew[J]) ready() error {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,7 +16,7 @@ import (
 
 const (
 	defaultWindow = 512
-	defaultHeld   = 4096
+	defaultHeld   = 2048
 	defaultGrace  = 10 * time.Second
 )
 
@@ -40,7 +39,7 @@ type Options struct {
 	RetryNoDevice []string
 	// DeadUnmatched keeps messages that no route takes as dead letters; otherwise they are dropped and counted.
 	DeadUnmatched bool
-	// MaxHeld bounds what is held of one source at a time. Default 4096.
+	// MaxHeld bounds what is held of one source at a time. Default 2048.
 	MaxHeld int
 	// ShutdownGrace is how long Run lets sends in flight finish. Default 10s.
 	ShutdownGrace time.Duration
@@ -70,7 +69,7 @@ type Bridge struct {
 	parker        *parker
 	metrics       *metrics
 	recent        *recent
-	orphans       atomic.Pointer[map[string]uint64] // entries of hubs that are not configured
+	orphans       sync.Map // by source: map[string]uint64, entries of hubs that are not configured
 	retryNoDevice map[string]bool
 
 	// sendCtx ends sends and dead letters at the end of the grace period; Run
@@ -97,7 +96,7 @@ func New(o Options) (*Bridge, error) {
 		log:           o.Logger.With("component", "bridge"),
 		hubs:          make(map[string]*hub),
 		owned:         make(map[string]Owned),
-		metrics:       newMetrics(),
+		metrics:       &metrics{},
 		recent:        newRecent(2 * o.MaxHeld),
 		retryNoDevice: make(map[string]bool),
 	}
@@ -212,7 +211,7 @@ func (b *Bridge) restore(ctx context.Context, own Owned, stream string) bool {
 	for warned := false; ; {
 		boxes, err := b.parker.mailbox.Boxes(ctx, stream)
 		if err == nil {
-			b.adopt(boxes)
+			b.adopt(stream, boxes)
 			return true
 		}
 		if !warned && ctx.Err() == nil {
@@ -243,7 +242,7 @@ func (b *Bridge) parkingOrphans() bool {
 	return false
 }
 
-func (b *Bridge) adopt(boxes []Box) {
+func (b *Bridge) adopt(stream string, boxes []Box) {
 	orphans := make(map[string]uint64)
 	for _, box := range boxes {
 		if h := b.hubs[box.Hub]; h != nil {
@@ -255,7 +254,7 @@ func (b *Bridge) adopt(boxes []Box) {
 	for name, n := range orphans {
 		b.log.Error("the mailbox holds messages for a hub that is not configured; they stay there", "hub", name, "entries", n)
 	}
-	b.orphans.Store(&orphans)
+	b.orphans.Store(stream, orphans)
 }
 
 // deliver takes deliveries from one source, never more than MaxHeld at a time:
@@ -263,10 +262,8 @@ func (b *Bridge) adopt(boxes []Box) {
 func (b *Bridge) deliver(ctx context.Context, s Source, places chan struct{}) error {
 	release := func() { <-places }
 	for {
-		select {
-		case places <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := b.place(ctx, s, places); err != nil {
+			return err
 		}
 		d, err := s.Receive(ctx)
 		if err != nil {
@@ -274,6 +271,30 @@ func (b *Bridge) deliver(ctx context.Context, s Source, places chan struct{}) er
 			return err
 		}
 		b.accept(ctx, d, release)
+	}
+}
+
+// place waits for a place for one more delivery. While all are taken nobody is in
+// Receive to hear of a loss of the source, and what waits for that word keeps its place.
+func (b *Bridge) place(ctx context.Context, s Source, places chan struct{}) error {
+	select {
+	case places <- struct{}{}:
+		return nil
+	default:
+	}
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case places <- struct{}{}:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+			if !b.owns(s.Name()) {
+				return ErrDisowned
+			}
+		}
 	}
 }
 
@@ -381,10 +402,11 @@ func (b *Bridge) Ready() error {
 	if err := b.parker.crew.ready(); err != nil {
 		errs = append(errs, fmt.Errorf("the mailbox cannot be written: %w", err))
 	}
-	if left := b.orphans.Load(); left != nil {
-		for name, n := range *left {
-			errs = append(errs, fmt.Errorf("the mailbox holds %d messages for hub %q, which is not configured: configure it, or purge them: downlink mailbox purge --hub %s", n, name, name))
+	b.orphans.Range(func(stream, left any) bool {
+		for name, n := range left.(map[string]uint64) {
+			errs = append(errs, fmt.Errorf("the mailbox holds %d messages of stream %s for hub %q, which is not configured: configure it, or purge them: downlink mailbox purge --hub %s", n, stream, name, name))
 		}
-	}
+		return true
+	})
 	return errors.Join(errs...)
 }

@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"context"
-	"slices"
 	"time"
 )
 
@@ -34,13 +33,18 @@ func (h *hub) sweep(ctx context.Context, now time.Time) {
 	var boxes []*lane
 	h.mu.Lock()
 	for _, l := range h.lanes {
-		for _, it := range slices.Concat(l.heads, l.tail) {
-			if !it.flying && it.expired(now) {
-				over = append(over, it)
-				h.remove(l, it)
+		from := len(over)
+		for _, list := range [...][]*item{l.heads, l.tail} {
+			for _, it := range list {
+				if !it.flying && !it.storing && it.expired(now) {
+					over = append(over, it)
+				}
 			}
 		}
-		if l.stored > 0 && l.flying == 0 && len(l.heads) == 0 && !now.Before(l.due) && len(boxes) < sweepReads {
+		for _, it := range over[from:] {
+			h.remove(l, it)
+		}
+		if l.parked && l.flying == 0 && len(l.heads) == 0 && !now.Before(l.due) && len(boxes) < sweepReads {
 			boxes = append(boxes, l)
 		}
 	}
@@ -49,23 +53,26 @@ func (h *hub) sweep(ctx context.Context, now time.Time) {
 		h.end(it, "", it.letter(ReasonExpired, errExpired, h.name))
 	}
 	for _, l := range boxes {
-		h.look(ctx, l)
+		if h.look(ctx, l) != nil {
+			return // each would wait for NATS, and what is in memory for all of them
+		}
 	}
 }
 
 // look reads the first entries of a lane's box and ends those that are expired.
-func (h *hub) look(ctx context.Context, l *lane) {
+func (h *hub) look(ctx context.Context, l *lane) (err error) {
 	h.mu.Lock()
-	if l.stored == 0 || l.flying > 0 || len(l.heads) > 0 || l.orphan || h.draining {
+	if !l.parked || l.flying > 0 || len(l.heads) > 0 || l.orphan.Load() || h.draining {
 		h.mu.Unlock()
-		return
+		return nil
 	}
 	l.flying++ // nobody else takes it up meanwhile
 	above := l.above
 	h.mu.Unlock()
 	var due time.Time
+	var q *Parcel
 	for {
-		q, err := h.bridge.parker.mailbox.Next(ctx, l.box(h.name), above)
+		q, err = h.bridge.parker.mailbox.Next(ctx, l.box(h.name), above)
 		if err != nil || q == nil {
 			due = time.Now().Add(time.Minute)
 			break
@@ -92,4 +99,8 @@ func (h *hub) look(ctx context.Context, l *lane) {
 	h.tidy(l)
 	h.list(l)
 	h.dispatch()
+	if q != nil {
+		return nil // about this entry alone, if anything
+	}
+	return err
 }

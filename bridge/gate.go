@@ -126,9 +126,9 @@ func (g *gate) outcome(device string, epoch uint64, err error, now time.Time) (c
 		g.open() // an answer about the message itself
 	case e.Class == Throttled && !g.guessed:
 		g.open() // it takes messages again, but fewer: the budget's matter
+	case e.Class == Refused: // before the wire: it has its fate, and the next one is the probe
 	case g.closed:
-		// It tells nothing (released, link lost, a condition we do not know, refused
-		// before the wire): the next regular probe is a whole pause away.
+		// It tells nothing (released, link lost, a condition we do not know): the next regular probe is a whole pause away.
 		if !g.until.After(now) {
 			g.until = now.Add(pauseProbe)
 		}

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// settleTimeout bounds one settlement. It outlives the cancellation of a drain:
-// a message whose fate is durable must not come again because we stop.
+// settleTimeout bounds one answer. It outlives the cancellation of a drain: a message
+// whose fate is durable is settled although we stop.
 const settleTimeout = 5 * time.Second
 
 // held is one delivery and what is known of its targets. It is settled at its
@@ -21,7 +21,9 @@ type held struct {
 	mu       sync.Mutex // guards all below
 	open     int        // targets without a fate
 	returned bool       // a target was let go: never settle
-	receipts []Receipt
+	alive    bool       // a target is not dead
+	reason   string     // why the last one that is dead died
+	receipts []Receipt  // for the answer; kept only if the delivery gives one
 }
 
 // again reports whether the source has delivered the message before.
@@ -43,7 +45,14 @@ func (m *held) durable() bool { return m.delivery.Message().Stream != "" }
 func (m *held) resolve(r Receipt) {
 	m.bridge.metrics.fate(r)
 	m.mu.Lock()
-	m.receipts = append(m.receipts, r)
+	if r.Status == StatusDead {
+		m.reason = r.Reason
+	} else {
+		m.alive = true
+	}
+	if m.replies() {
+		m.receipts = append(m.receipts, r)
+	}
 	m.open--
 	last, returned := m.open == 0, m.returned
 	m.mu.Unlock()
@@ -77,32 +86,26 @@ func (m *held) letGo(r Receipt) {
 }
 
 func (m *held) settle() {
-	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
-	defer cancel()
 	in := m.delivery.Message()
+	ctx := context.Background() // an ack does not wait
 	if r, ok := m.delivery.(Replier); ok && !m.waits {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, settleTimeout)
+		defer cancel()
 		if err := r.Reply(ctx, m.receipts); err != nil {
 			m.bridge.log.Warn("reply not sent", "subject", in.Subject, "err", err)
 		}
 	}
-	settle := m.delivery.Ack
-	if reason, dead := m.allDead(); dead {
-		settle = func(ctx context.Context) error { return m.delivery.Term(ctx, reason) }
+	var err error
+	if m.alive {
+		err = m.delivery.Ack(ctx)
+	} else {
+		err = m.delivery.Term(ctx, m.reason)
 	}
-	if err := settle(ctx); err != nil {
+	if err != nil {
 		// Not lost: it comes again and is a repeat at the far end.
 		m.bridge.log.Warn("ack not sent, the message will come again", "subject", in.Subject, "err", err)
 	}
-}
-
-func (m *held) allDead() (reason string, dead bool) {
-	for _, r := range m.receipts {
-		if r.Status != StatusDead {
-			return "", false
-		}
-		reason = r.Reason
-	}
-	return reason, len(m.receipts) > 0
 }
 
 // dropped is the receipt of a message that a route, or no route, discards.

@@ -24,10 +24,10 @@ type hub struct {
 	lanes    map[laneKey]*lane
 	busy     map[string][]*lane // by device with a message in flight: its lanes, of other streams, that wait for that
 	ready    levels
-	ending   map[uint64]struct{} // entries of the mailbox that have their fate and are being deleted
-	orphans  int                 // lanes of a lost source that are being parked
-	solo     fifo                // lanes whose head must be alone on the link
-	alone    bool                // such a head is in flight
+	ended    endings
+	orphans  int  // lanes of a lost source that are being parked
+	solo     fifo // lanes whose head must be alone on the link
+	alone    bool // such a head is in flight
 	inFlight int
 	window   int
 	gate     gate
@@ -55,7 +55,6 @@ func newHub(o HubOptions, b *Bridge) *hub {
 		log:     b.log.With("hub", o.Name),
 		lanes:   make(map[laneKey]*lane),
 		busy:    make(map[string][]*lane),
-		ending:  make(map[uint64]struct{}),
 		window:  window,
 		gate:    newGate(),
 		budget:  newBudget(o.Pace),
@@ -85,6 +84,7 @@ func (h *hub) enqueue(it *item, crowded bool) {
 	var stale []*item
 	if key := it.envelope.Coalesce; key != "" {
 		stale = l.stale(key, it)
+		l.replaced += len(stale)
 	}
 	overflow := false
 	switch {
@@ -95,14 +95,14 @@ func (h *hub) enqueue(it *item, crowded bool) {
 		if overflow = l.full() && l.tail[0] != it; overflow {
 			l.drop(it)
 		}
-	case !l.key.unordered && (crowded || it.group || l.stored > 0 || l.full() || l.spills):
+	case !l.key.unordered && (crowded || it.group || l.parked || l.full() || l.spills):
 		h.spill(l)
 	}
 	h.list(l)
 	h.dispatch()
 	h.mu.Unlock()
 	for _, old := range stale {
-		h.replace(old)
+		h.replace(l, old)
 	}
 	if overflow {
 		h.end(it, "", it.letter(ReasonOverflow, errOverflow, h.name))
@@ -116,7 +116,7 @@ func (h *hub) laneFor(it *item, crowded bool) *lane {
 	if key.unordered && h.bridge.parker.mailbox != nil && it.durable() {
 		ordered := laneKey{device: key.device, stream: key.stream}
 		own, other := h.lanes[key], h.lanes[ordered]
-		if crowded || it.group || own != nil && own.full() || other != nil && (other.stored > 0 || other.spills) {
+		if crowded || it.group || own != nil && own.full() || other != nil && (other.parked || other.spills) {
 			key = ordered
 		}
 	}
@@ -138,15 +138,20 @@ func (h *hub) adopt(b Box) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	l := h.lane(laneKey{device: b.Device, stream: b.Stream})
-	l.stored, l.inherited = b.Entries, true
+	l.stored, l.parked, l.inherited = b.Entries, true, true
 	h.list(l)
 	h.dispatch()
 }
 
 // list puts the lane among the ready ones if there is something it could start. The caller holds mu.
 func (h *hub) list(l *lane) {
-	if l.listed || l.orphan {
+	if l.listed || l.orphan.Load() {
 		return
+	}
+	if l.parked && l.stored == 0 && l.flying == 0 && len(l.heads) == 0 && !l.looking && !h.closed {
+		l.looking = true
+		h.sends.Add(1)
+		go h.lookForMore(l)
 	}
 	if _, _, ok := l.next(); !ok {
 		return
@@ -219,11 +224,13 @@ func (h *hub) pick(now time.Time) *lane {
 		}
 		return h.turn(&h.ready, func(l *lane) bool { return !h.gate.suspects(l.key.device) })
 	}
+	if solo { // before the probes, each of which would make the link wait until it is empty again
+		if l := h.pickSolo(now); l != nil || h.solo.len() > 0 {
+			return l
+		}
+	}
 	if l := h.probe(now); l != nil {
 		return l
-	}
-	if solo {
-		return h.pickSolo(now)
 	}
 	l := h.turn(&h.ready, nil)
 	if l != nil && !h.pays(now) {
@@ -278,6 +285,10 @@ func (h *hub) turn(q queue, wanted func(*lane) bool) *lane {
 			}
 		}
 		l.listed = false
+		if it := l.kept(); it != nil && it.linkBreaks >= soloAfter && q != queue(&h.solo) {
+			h.list(l) // listed before the link broke again
+			continue
+		}
 		if _, _, ok := l.next(); ok {
 			return l
 		}
@@ -306,8 +317,9 @@ func (h *hub) probe(now time.Time) *lane {
 		if _, _, ok := l.next(); !ok {
 			continue // all of it was replaced, has expired, or was given back
 		}
-		if _, busy := h.busy[l.key.device]; busy && !l.key.unordered {
-			h.list(l) // its other lane is about to find out
+		_, busy := h.busy[l.key.device]
+		if it := l.kept(); busy && !l.key.unordered || it != nil && it.linkBreaks >= soloAfter {
+			h.list(l) // its other lane is about to find out, or it must be alone
 			continue
 		}
 		return l
@@ -353,13 +365,17 @@ func (h *hub) run(j job) {
 				continue
 			}
 		}
-		j, ok = h.finish(j, h.send(j.item))
+		j, ok = h.finish(j, h.send(j.lane, j.item))
 	}
 }
 
+// owns reports whether what the lane has may still be sent. The source may be ours again
+// by now, but not for a lane of the time before: its messages come again.
+func (h *hub) owns(l *lane) bool { return h.bridge.owns(l.key.stream) && !l.orphan.Load() }
+
 // send tries the item once. An expired one never reaches the wire.
-func (h *hub) send(it *item) error {
-	if !h.bridge.owns(it.message.Stream) {
+func (h *hub) send(l *lane, it *item) error {
+	if !h.owns(l) {
 		return ErrDisowned
 	}
 	if it.expired(time.Now()) {
@@ -393,11 +409,12 @@ func (h *hub) finish(done job, err error) (job, bool) {
 	switch {
 	case v.step == stepAccepted, v.step == stepDead:
 		h.remove(l, it)
-	case v.step == stepReturn, l.orphan, h.draining && it.durable():
+	case v.step == stepReturn, l.orphan.Load(), h.draining && it.durable():
 		it.letGo(h)
 		h.remove(l, it)
 	case it.superseded:
 		replaced = true
+		l.replaced++
 		h.remove(l, it)
 	case v.step == stepProbe:
 		h.await(l, it, err)
@@ -411,7 +428,7 @@ func (h *hub) finish(done job, err error) (job, bool) {
 	h.dispatch()
 	h.mu.Unlock()
 	if replaced {
-		h.replace(it)
+		h.replace(l, it)
 	}
 	return j, ok
 }
@@ -447,14 +464,17 @@ func (h *hub) remove(l *lane, it *item) {
 		h.probes.forget(l)
 	}
 	h.tidy(l)
+	if it.unstorable && l.spills {
+		h.spill(l) // what was behind it may be stored now
+	}
 }
 
 // tidy forgets a lane that has nothing any more. The caller holds mu.
 func (h *hub) tidy(l *lane) {
-	if l.stored == 0 && len(l.tail) == 0 {
+	if !l.parked && len(l.tail) == 0 {
 		l.spills = false
 	}
-	if !l.empty() || l.parking {
+	if !l.empty() || l.parking || l.looking {
 		return
 	}
 	if l.timer != nil {
@@ -518,8 +538,10 @@ func (h *hub) putBack(l *lane, it *item) {
 	}
 	l.drop(it)
 	l.stored++
+	l.parked = true
 	l.above = entry - 1
-	l.tries, l.triesOf = &it.tries, entry
+	kept := it.tries // a copy: a pointer into the item would keep all of it
+	l.tries, l.triesOf = &kept, entry
 	h.bridge.metrics.fate(it.parked())
 }
 
@@ -557,7 +579,7 @@ func (h *hub) disown(stream string) {
 		if key.stream != stream {
 			continue
 		}
-		l.orphan = true
+		l.orphan.Store(true)
 		if l.parking {
 			h.orphans++
 		}
@@ -593,7 +615,7 @@ func (h *hub) drain(ctx context.Context) {
 
 // release gives back the lane's durable items, but not those in flight. The caller holds mu.
 func (h *hub) release(l *lane) {
-	l.stored = 0 // they stay in the mailbox
+	l.stored, l.parked = 0, false // they stay in the mailbox
 	for _, list := range []*[]*item{&l.heads, &l.tail} {
 		kept := (*list)[:0]
 		for _, it := range *list {

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -19,17 +20,21 @@ type item struct {
 	since    time.Time // when it was first taken in
 
 	of *held // the source's message; nil if it was restored from the mailbox
-	// left is set by whoever takes the item away from its source's message: the end of a
-	// send, or the mailbox that has stored it. Only the first one settles it there.
-	left  atomic.Bool
+	// left says who took the item away from its source's message. Only the first one
+	// settles it there.
+	left  atomic.Int32
 	entry atomic.Uint64 // in the mailbox; set before left is
-	// doubtful: an append of it failed, and may have stored it all the same.
-	doubtful atomic.Bool
+	// twin is an entry that is not the item's home, or unknownTwin after an append that
+	// failed and may have stored it all the same. Once the item's fate is durable, which
+	// settled says, whoever takes twin deletes it.
+	twin    atomic.Uint64
+	settled atomic.Bool
 
 	// The hub's mutex guards these.
 	flying     bool // in flight
 	superseded bool // a newer one with its coalescing key is here: not to be tried again
 	group      bool // one of several targets: sent from the mailbox alone, so that no crash sends it to the others again
+	storing    bool // being put into the mailbox: it may be there before it has another fate, and stay there after a crash
 	unstorable bool // the mailbox can never hold it
 
 	tries
@@ -53,7 +58,7 @@ func newItem(of *held, e *mapping.Envelope) *item {
 func restored(p *Parcel) *item {
 	it := &item{envelope: p.Envelope, message: p.Message, tries: tries{attempts: p.Attempts}, size: weigh(p.Envelope), since: p.At}
 	it.entry.Store(p.Entry)
-	it.left.Store(true)
+	it.left.Store(leftParked)
 	return it
 }
 
@@ -66,8 +71,17 @@ func (it *item) parcel() *Parcel {
 	return p
 }
 
+// How an item leaves its source's message.
+const (
+	leftEnded  int32 = iota + 1 // it has a fate
+	leftParked                  // the mailbox has it
+	leftLetGo                   // it comes again
+)
+
+const unknownTwin = math.MaxUint64
+
 // leave takes the item away from its source's message. False: somebody else has.
-func (it *item) leave() bool { return it.of != nil && it.left.CompareAndSwap(false, true) }
+func (it *item) leave(how int32) bool { return it.of != nil && it.left.CompareAndSwap(0, how) }
 
 // durable reports whether the message comes again when we let go of it.
 func (it *item) durable() bool { return it.message.Stream != "" }

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,23 +27,32 @@ func keyOf(it *item) laneKey {
 // Their order is: heads, then what is in the mailbox, then tail. The hub's mutex
 // guards it all.
 type lane struct {
-	key      laneKey
-	heads    []*item   // taken up: in flight, or kept for another try
-	stored   uint64    // entries of the mailbox not taken up
+	key   laneKey
+	heads []*item // taken up: in flight, or kept for another try
+	// parked: the mailbox may hold entries that were not taken up. Only a look that
+	// finds none, with nothing put there meanwhile, says that it does not.
+	parked   bool
+	stored   uint64    // about how many; 0 means that it has to be looked up
 	tail     []*item   // not taken up, and not in the mailbox yet
 	bytes    int       // of heads and tail
 	above    uint64    // the last entry taken up
+	puts     uint64    // entries that this process has put there, ever
 	due      time.Time // when its next entry may have expired; zero: not known
 	tries    *tries    // of an entry that was taken up and put back
 	triesOf  uint64    // that entry
-	gone     map[uint64]struct{}
-	priority int // of the latest message seen
+	priority int       // of the latest message seen
 
-	flying  int  // sends and loads under way
-	listed  bool // in the hub's ready list
-	spills  bool // bound exceeded: all of it goes to the mailbox
-	parking bool // the parker has it
-	orphan  bool // its source has another owner by now; what is in flight comes to its end
+	flying int // sends and loads under way
+	// replaced counts what newer messages replaced and whose fate is not durable yet. Nothing is sent or parked before: after
+	// a crash the old value would come again, behind the new one.
+	replaced int
+	listed   bool // in the hub's ready list
+	spills   bool // bound exceeded: all of it goes to the mailbox
+	parking  bool // the parker has it
+	looking  bool // for entries beyond those counted
+	// orphan: its source has another owner by now; what is in flight comes to its end. It is
+	// set under the mutex; a send that is about to begin asks without it.
+	orphan atomic.Bool
 	// inherited: it had entries when this process became the owner.
 	inherited bool
 
@@ -61,7 +71,7 @@ func (l *lane) limit() int {
 }
 
 func (l *lane) empty() bool {
-	return len(l.heads)+len(l.tail) == 0 && l.stored == 0 && l.flying == 0
+	return len(l.heads)+len(l.tail) == 0 && !l.parked && l.flying == 0 && l.replaced == 0
 }
 
 // full reports whether it holds more in memory than it may.
@@ -82,11 +92,13 @@ func (l *lane) kept() *item {
 // next reports what the lane could start: a message from memory, or (load) its next entry of the mailbox.
 func (l *lane) next() (it *item, load, ok bool) {
 	switch {
-	case l.waits || l.flying >= l.limit():
+	case l.waits || l.flying >= l.limit() || l.replaced > 0:
 		return nil, false, false
 	case l.kept() != nil:
 		return l.kept(), false, true
-	case l.stored > 0:
+	case l.parked && l.stored == 0:
+		return nil, false, false // whether there is more is being looked up
+	case l.parked:
 		return nil, true, true
 	case len(l.tail) > 0 && (!l.tail[0].group || l.tail[0].unstorable):
 		return l.tail[0], false, true
@@ -111,11 +123,14 @@ func (l *lane) take() *item {
 
 // unparked is the first message that is not in the mailbox and should be.
 func (l *lane) unparked() *item {
+	if l.replaced > 0 {
+		return nil
+	}
 	for _, it := range l.heads {
 		if it.unstorable {
 			return nil // nothing behind it may be stored before it has its fate, or it would come first
 		}
-		if !it.left.Load() {
+		if it.left.Load() == 0 {
 			return it
 		}
 	}
@@ -131,6 +146,9 @@ func (l *lane) drop(it *item) {
 		l.heads = slices.Delete(l.heads, i, i+1)
 	} else if i := slices.Index(l.tail, it); i >= 0 {
 		l.tail = slices.Delete(l.tail, i, i+1)
+		if len(l.tail) == 0 && cap(l.tail) > parallel {
+			l.tail = nil // what waits in the mailbox must not keep the room of what waited here
+		}
 	} else {
 		return
 	}
@@ -143,7 +161,8 @@ func (l *lane) stale(key string, before *item) (out []*item) {
 	for _, it := range slices.Concat(l.heads, l.tail) {
 		switch {
 		case it == before || it.envelope.Coalesce != key:
-		case it.flying:
+		case it.group && !it.unstorable: // its message comes again for all its targets unless the mailbox has it: replaced there
+		case it.flying || it.storing:
 			it.superseded = true
 		default:
 			l.drop(it)

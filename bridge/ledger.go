@@ -23,8 +23,9 @@ type closing struct {
 	of      *held  // the source's message; nil: none, or somebody else settles it
 	entry   uint64 // of the mailbox; 0: none
 	item    *item  // nil: it never got to a lane
-	hub     *hub   // of the entry
-	box     *Box   // where it may be besides, by an append that seemed to fail; nil: nowhere
+	hub     *hub   // of item, entry and lane
+	lane    *lane  // waits for it; nil: none does
+	box     *Box   // where the entry is to be looked for first
 	letter  *DeadLetter
 	receipt Receipt
 	told    *Correlation // whom the receipt goes to; nil: nobody asked for one
@@ -49,13 +50,13 @@ type ledger struct {
 
 func newLedger(o Options, m *metrics, r *recent, log *slog.Logger) *ledger {
 	g := &ledger{letters: o.DeadLetters, receipts: o.Receipts, mailbox: o.Mailbox, metrics: m, recent: r, log: log}
-	g.crew = &crew[*closing]{workers: clerks, work: g.close, log: log, what: "what became of messages cannot be stored; they stay where they are"}
+	g.crew = &crew[*closing]{news: make(chan struct{}, 1), workers: clerks, work: g.close, log: log, what: "what became of messages cannot be stored; they stay where they are"}
 	return g
 }
 
 // conclude takes a fate on; it never blocks. What needs no storing is settled at once.
 func (g *ledger) conclude(ctx context.Context, c closing) {
-	if c.letter == nil && c.entry == 0 && c.told == nil && c.box == nil {
+	if c.letter == nil && c.entry == 0 && c.told == nil {
 		g.settled(&c)
 		return
 	}
@@ -104,6 +105,11 @@ func (g *ledger) store(ctx context.Context, c *closing) error {
 			return err
 		}
 		c.entry, c.box = entry, nil
+		if entry > 0 {
+			c.hub.mu.Lock()
+			c.hub.ended.add(entry)
+			c.hub.mu.Unlock()
+		}
 	}
 	if c.entry > 0 {
 		return g.mailbox.Delete(ctx, c.entry)
@@ -113,11 +119,11 @@ func (g *ledger) store(ctx context.Context, c *closing) error {
 
 // settled is for a fate that is durable.
 func (g *ledger) settled(c *closing) {
-	if c.hub != nil {
-		c.hub.mu.Lock()
-		delete(c.hub.ending, c.entry)
-		c.hub.mu.Unlock()
+	if c.item != nil {
+		c.item.settled.Store(true)
+		c.hub.endTwin(c.item)
 	}
+	defer c.goOn()
 	switch {
 	case c.of != nil:
 		c.of.resolve(c.receipt)
@@ -129,8 +135,25 @@ func (g *ledger) settled(c *closing) {
 	}
 }
 
+// goOn has the lane that waited for it go on.
+func (c *closing) goOn() {
+	if c.lane == nil {
+		return
+	}
+	c.hub.mu.Lock()
+	defer c.hub.mu.Unlock()
+	c.lane.replaced--
+	if c.lane.spills {
+		c.hub.spill(c.lane)
+	}
+	c.hub.tidy(c.lane)
+	c.hub.list(c.lane)
+	c.hub.dispatch()
+}
+
 // letGo is for the end of the process: what is not durable comes again.
 func (g *ledger) letGo(c *closing) {
+	defer c.goOn()
 	switch {
 	case c.of != nil:
 		c.of.letGo(c.receipt)
@@ -170,7 +193,11 @@ func explain(err error) (condition, text string) {
 
 // end gives an item its fate: a status, or a dead letter.
 func (h *hub) end(it *item, status string, letter *DeadLetter) {
-	c := closing{item: it, letter: letter}
+	h.conclude(it, status, letter, nil)
+}
+
+func (h *hub) conclude(it *item, status string, letter *DeadLetter, waits *lane) {
+	c := closing{item: it, hub: h, letter: letter, lane: waits}
 	if letter != nil {
 		c.receipt = letter.receipt()
 	} else {
@@ -180,27 +207,37 @@ func (h *hub) end(it *item, status string, letter *DeadLetter) {
 		told := it.correlation(h.name)
 		c.told = &told
 	}
-	if it.doubtful.Load() {
-		c.box = &Box{Hub: h.name, Device: it.envelope.Device, Stream: it.message.Stream}
-	}
-	if it.leave() {
+	if it.leave(leftEnded) {
 		h.room.leave()
 		c.of = it.of
 	} else if c.entry = it.entry.Load(); c.entry > 0 {
-		c.hub = h
 		h.mu.Lock()
-		h.ending[c.entry] = struct{}{}
+		h.ended.add(c.entry)
 		h.mu.Unlock()
 	}
 	h.bridge.ledger.conclude(h.bridge.sendCtx, c)
 }
 
-// replace is the end of what a newer message with its coalescing key replaces.
-func (h *hub) replace(it *item) { h.end(it, StatusReplaced, nil) }
+// endTwin deletes the entry of an item whose fate is durable, if there is one.
+func (h *hub) endTwin(it *item) {
+	if it.twin.Load() == 0 || !it.settled.Load() {
+		return
+	}
+	switch entry := it.twin.Swap(0); entry {
+	case 0:
+	case unknownTwin:
+		h.bridge.ledger.add(h.bridge.sendCtx, closing{item: it, hub: h, box: &Box{Hub: h.name, Device: it.envelope.Device, Stream: it.message.Stream}})
+	default:
+		h.bridge.ledger.add(h.bridge.sendCtx, closing{entry: entry, hub: h})
+	}
+}
+
+// replace is the end of what a newer message with its coalescing key replaces. Its lane has counted it.
+func (h *hub) replace(l *lane, it *item) { h.conclude(it, StatusReplaced, nil, l) }
 
 // letGo lets go, at shutdown or when another process owns the source, of an item that has no fate.
 func (it *item) letGo(h *hub) {
-	if it.leave() {
+	if it.leave(leftLetGo) {
 		h.room.leave()
 		it.of.letGo(it.receipt("", "", h.name))
 		return

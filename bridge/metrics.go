@@ -64,17 +64,30 @@ type metrics struct {
 		received, expanded, restored, accepted, dead, dropped, replaced, parked, returned atomic.Uint64
 	}
 
-	mu      sync.Mutex
-	byFate  map[fateKey]uint64
-	bySends map[sendKey]uint64
+	byFate  counters[fateKey]
+	bySends counters[sendKey]
+}
+
+// counters counts by key. The zero value is ready.
+type counters[K comparable] struct{ m sync.Map }
+
+func (c *counters[K]) add(k K) {
+	v, ok := c.m.Load(k)
+	if !ok {
+		v, _ = c.m.LoadOrStore(k, new(atomic.Uint64))
+	}
+	v.(*atomic.Uint64).Add(1)
+}
+
+func (c *counters[K]) each(f func(K, uint64)) {
+	c.m.Range(func(k, v any) bool {
+		f(k.(K), v.(*atomic.Uint64).Load())
+		return true
+	})
 }
 
 type fateKey struct{ route, fate, reason string }
 type sendKey struct{ hub, outcome string }
-
-func newMetrics() *metrics {
-	return &metrics{byFate: make(map[fateKey]uint64), bySends: make(map[sendKey]uint64)}
-}
 
 func (m *metrics) received(targets int) {
 	m.totals.received.Add(1)
@@ -98,9 +111,7 @@ func (m *metrics) fate(r Receipt) {
 	default:
 		m.totals.dropped.Add(1)
 	}
-	m.mu.Lock()
-	m.byFate[fateKey{r.Route, r.Status, r.Reason}]++
-	m.mu.Unlock()
+	m.byFate.add(fateKey{r.Route, r.Status, r.Reason})
 }
 
 func (m *metrics) sends(hub string, err error) {
@@ -110,9 +121,7 @@ func (m *metrics) sends(hub string, err error) {
 	} else if err != nil {
 		return // shutdown
 	}
-	m.mu.Lock()
-	m.bySends[sendKey{hub, outcome}]++
-	m.mu.Unlock()
+	m.bySends.add(sendKey{hub, outcome})
 }
 
 var (
@@ -170,15 +179,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(descOpen, open, h.Name)
 	}
-	m := c.b.metrics
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for k, v := range m.byFate {
-		counter(descFates, v, k.route, k.fate, k.reason)
-	}
-	for k, v := range m.bySends {
-		counter(descSends, v, k.hub, k.outcome)
-	}
+	c.b.metrics.byFate.each(func(k fateKey, v uint64) { counter(descFates, v, k.route, k.fate, k.reason) })
+	c.b.metrics.bySends.each(func(k sendKey, v uint64) { counter(descSends, v, k.hub, k.outcome) })
 }
 
 // status is a snapshot for humans.

@@ -35,14 +35,14 @@ type parking struct {
 
 func newParker(m Mailbox, log *slog.Logger) *parker {
 	p := &parker{mailbox: m}
-	p.crew = &crew[parking]{workers: parkers, work: p.park, log: log, what: "the mailbox cannot be written; what exceeds its bound stays at the source"}
+	p.crew = &crew[parking]{news: make(chan struct{}, 1), workers: parkers, work: p.park, log: log, what: "the mailbox cannot be written; what exceeds its bound stays at the source"}
 	return p
 }
 
 // spill has the whole lane put into the mailbox. The caller holds mu.
 func (h *hub) spill(l *lane) {
 	l.spills = true
-	if l.parking || l.orphan || h.draining || l.unparked() == nil {
+	if l.parking || l.orphan.Load() || h.draining || l.unparked() == nil {
 		return
 	}
 	l.parking = true
@@ -54,9 +54,9 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 	h, l := job.hub, job.lane
 	h.mu.Lock()
 	it := l.unparked()
-	if it == nil || h.draining || l.orphan || ctx.Err() != nil {
+	if it == nil || h.draining || l.orphan.Load() || ctx.Err() != nil {
 		l.parking = false
-		if l.orphan {
+		if l.orphan.Load() {
 			h.orphans--
 		}
 		h.list(l)
@@ -66,47 +66,52 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		return false, nil
 	}
 	parcel := it.parcel()
+	it.storing = true
 	h.mu.Unlock()
 
 	gone, err := p.append(ctx, h, l, it, parcel)
 	switch {
 	case errors.Is(err, ErrUnstorable):
 		h.mu.Lock()
-		it.unstorable = true
+		it.unstorable, it.storing = true, false
 		h.mu.Unlock()
 		h.log.Warn("a message that waits is too large for the mailbox and stays at its source", "device_id", l.key.device, "route", it.envelope.Route, "err", err)
 		return true, nil
 	case err != nil:
-		it.doubtful.Store(true)
+		it.twin.Store(unknownTwin)
+		h.endTwin(it)
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		if l.orphan {
+		it.storing = false
+		if l.orphan.Load() {
 			l.parking = false
 			h.orphans--
 		}
 		return l.parking, fmt.Errorf("park: %w", err)
 	}
 
+	it.twin.CompareAndSwap(unknownTwin, 0)
 	it.entry.Store(parcel.Entry)
-	won := it.leave()
+	won := it.leave(leftParked)
 	if won {
 		h.room.leave()
 		it.of.resolve(it.parked())
 	}
 	h.mu.Lock()
-	late := !won && parcel.Entry > 0 // it has had its fate meanwhile
+	it.storing = false
 	switch {
 	case won:
 		p.parked(h, l, it, gone)
-	case late:
-		h.ending[parcel.Entry] = struct{}{}
+	case parcel.Entry > 0 && it.left.Load() == leftEnded:
+		// It has got its fate meanwhile, and when that is durable the entry goes. One that
+		// was let go keeps it: its source brings it again, and the mailbox knows it.
+		h.ended.add(parcel.Entry)
+		it.twin.Store(parcel.Entry)
 	}
 	h.list(l)
 	h.dispatch()
 	h.mu.Unlock()
-	if late {
-		h.bridge.ledger.add(h.bridge.sendCtx, closing{entry: parcel.Entry, hub: h})
-	}
+	h.endTwin(it)
 	if key := it.envelope.Coalesce; key != "" && won && !gone {
 		return true, p.replace(ctx, h, l, key, parcel.Entry)
 	}
@@ -120,6 +125,8 @@ func (p *parker) parked(h *hub, l *lane, it *item, gone bool) {
 		l.drop(it)
 		if !gone {
 			l.stored++
+			l.parked = true
+			l.puts++
 			l.above = min(l.above, it.entry.Load()-1)
 		}
 		return
@@ -204,20 +211,18 @@ func (p *parker) replace(ctx context.Context, h *hub, l *lane, key string, entry
 			}
 			continue
 		}
-		if _, known := l.gone[q.Entry]; known || q.Entry <= l.above || l.stored == 0 {
+		if h.ended.has(q.Entry) || q.Entry <= l.above || !l.parked {
 			continue
 		}
-		if l.gone == nil {
-			l.gone = make(map[uint64]struct{})
-		}
-		l.gone[q.Entry] = struct{}{}
-		l.stored--
+		h.ended.add(q.Entry)
+		l.stored = max(l.stored, 1) - 1
 		h.bridge.metrics.restored()
 		stale = append(stale, restored(q))
 	}
+	l.replaced += len(stale)
 	h.mu.Unlock()
 	for _, it := range stale {
-		h.replace(it)
+		h.replace(l, it)
 	}
 	return nil
 }
@@ -238,14 +243,21 @@ func (h *hub) load(l *lane) (*item, error) {
 		h.mu.Lock()
 		above := l.above
 		h.mu.Unlock()
-		if !h.bridge.owns(l.key.stream) {
+		if !h.owns(l) {
 			return nil, ErrDisowned
+		}
+		if h.bridge.ledger.crew.waiting() > h.bridge.options.MaxHeld {
+			return nil, errBehind
 		}
 		q, err := h.bridge.parker.mailbox.Next(h.bridge.sendCtx, l.box(h.name), above)
 		if err != nil || q == nil {
 			return nil, err
 		}
 		h.mu.Lock()
+		if l.replaced > 0 {
+			h.mu.Unlock()
+			return nil, errReplacing
+		}
 		if !h.takeUp(l, q.Entry) {
 			h.mu.Unlock()
 			continue
@@ -255,6 +267,11 @@ func (h *hub) load(l *lane) (*item, error) {
 			it.tries = *l.tries
 		}
 		l.tries = nil
+		if it.expired(time.Now()) { // the turn is for the first one that can be sent
+			h.mu.Unlock()
+			h.end(it, "", it.letter(ReasonExpired, errExpired, h.name))
+			continue
+		}
 		it.flying = true
 		l.heads = append(l.heads, it)
 		l.bytes += it.size
@@ -264,22 +281,48 @@ func (h *hub) load(l *lane) (*item, error) {
 	}
 }
 
+// errBehind is why nothing is taken out of the mailbox: what became of more than enough of it is not durable yet.
+var errBehind = errors.New("what became of messages before it cannot be stored")
+
+// errReplacing is why a lane loads nothing now; it goes on when what was replaced has its fate.
+var errReplacing = errors.New("what a newer message replaced has no durable fate yet")
+
 // takeUp notes that the lane's next entry is taken out of the mailbox's order.
 // False: it was replaced, and has its fate. The caller holds mu.
 func (h *hub) takeUp(l *lane, entry uint64) bool {
 	l.above, l.due = entry, time.Time{}
-	if _, gone := l.gone[entry]; gone {
-		delete(l.gone, entry)
+	if h.ended.has(entry) {
 		return false
 	}
-	if _, ending := h.ending[entry]; ending {
-		return false
-	}
-	if l.stored > 0 {
-		l.stored--
-	}
+	l.stored = max(l.stored, 1) - 1
 	h.bridge.metrics.restored()
 	return true
+}
+
+// lookForMore finds out whether a box holds more than was counted: an append whose
+// answer got lost may have stored something. No send waits for it, and no token is spent.
+func (h *hub) lookForMore(l *lane) {
+	defer h.sends.Done()
+	h.mu.Lock()
+	above, puts := l.above, l.puts
+	h.mu.Unlock()
+	q, err := h.bridge.parker.mailbox.Next(h.bridge.sendCtx, l.box(h.name), above)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l.looking = false
+	switch {
+	case q != nil && (err == nil || errors.Is(err, ErrFormat)):
+		l.stored = max(l.stored, 1)
+	case h.closed || l.orphan.Load():
+	case err != nil:
+		l.waits = true
+		l.timer = time.AfterFunc(time.Second, func() { h.resume(l) })
+	case l.puts == puts:
+		l.parked = false
+	}
+	h.tidy(l)
+	h.list(l)
+	h.dispatch()
 }
 
 // unloaded is for a load that gave nothing: the entries are gone, or cannot be read now.
@@ -290,16 +333,15 @@ func (h *hub) unloaded(l *lane, err error) (job, bool) {
 	h.gate.unused()
 	switch {
 	case err == nil:
-		l.stored = 0 // somebody purged them
-		clear(l.gone)
-		h.tidy(l)
-	case h.draining || l.orphan || errors.Is(err, ErrDisowned):
-		l.stored = 0
+		l.stored = 0 // somebody purged them, or more came meanwhile: it is looked up
+	case errors.Is(err, errReplacing):
+	case h.draining || l.orphan.Load() || errors.Is(err, ErrDisowned):
+		l.stored, l.parked = 0, false
 		h.tidy(l)
 	default:
 		wait := retryMax
-		if !errors.Is(err, ErrFormat) {
-			wait = time.Second
+		if !errors.Is(err, ErrFormat) { // with many lanes it is the store, and they must not keep us busy
+			wait = min(time.Second+time.Duration(len(h.lanes))*time.Millisecond, retryMax)
 		}
 		if !l.warned {
 			l.warned = true

@@ -1,10 +1,13 @@
 package bridge
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // levels is the queue of lanes that are ready, by priority, the longest waiting
 // first: one turn each, which makes the hub fair among devices however much one
-// of them has. A higher priority goes first, but every eighth turn is the lowest one's.
+// of them has. A higher priority goes first, but every eighth turn is a lower one's, each of them in turn.
 type levels struct {
 	list  []*level // the highest priority first
 	n     int
@@ -21,16 +24,17 @@ const lowTurn = 8
 func (q *levels) len() int { return q.n }
 
 func (q *levels) push(l *lane) {
-	i, ok := q.find(l.priority)
-	if !ok {
-		q.list = slices.Insert(q.list, i, &level{priority: l.priority})
-	}
-	q.list[i].push(l)
+	q.level(l.priority).push(l)
 	q.n++
 }
 
-func (q *levels) find(priority int) (int, bool) {
-	return slices.BinarySearchFunc(q.list, priority, func(v *level, p int) int { return p - v.priority })
+// level is the queue of a priority, a new one if there is none.
+func (q *levels) level(priority int) *level {
+	i, ok := slices.BinarySearchFunc(q.list, priority, func(v *level, p int) int { return cmp.Compare(p, v.priority) })
+	if !ok {
+		q.list = slices.Insert(q.list, i, &level{priority: priority})
+	}
+	return q.list[i]
 }
 
 func (q *levels) pop() *lane {
@@ -38,24 +42,27 @@ func (q *levels) pop() *lane {
 		return nil
 	}
 	q.turns++
-	low := q.turns%lowTurn == 0
-	for i := range q.list {
-		if low {
-			i = len(q.list) - 1 - i
+	if lower := q.list[1:]; q.turns%lowTurn == 0 {
+		for i := range lower {
+			if v := lower[(q.turns/lowTurn+i)%len(lower)]; v.len() > 0 {
+				q.n--
+				return v.pop()
+			}
 		}
-		if q.list[i].len() > 0 {
+	}
+	for _, v := range q.list {
+		if v.len() > 0 {
 			q.n--
-			return q.list[i].pop()
+			return v.pop()
 		}
 	}
 	return nil
 }
 
-// putBack undoes a pop.
+// putBack undoes a pop. The lane's priority may have changed since it was put here.
 func (q *levels) putBack(l *lane) {
 	q.turns--
-	i, _ := q.find(l.priority)
-	q.list[i].putBack(l)
+	q.level(l.priority).putBack(l)
 	q.n++
 }
 

@@ -48,3 +48,35 @@ func (r *recent) has(it *item) bool {
 	_, ok := r.at[identityOf(it)]
 	return ok
 }
+
+// endings remembers the latest entries of the mailbox that got their fate: one that
+// was read just before it was deleted must not be taken up. The hub's mutex guards it.
+type endings struct {
+	set  map[uint64]struct{}
+	ring []uint64
+	pos  int
+}
+
+const endingsKept = 1 << 14
+
+func (e *endings) add(entry uint64) {
+	if e.set == nil {
+		e.set = make(map[uint64]struct{})
+	}
+	if _, ok := e.set[entry]; ok {
+		return
+	}
+	e.set[entry] = struct{}{}
+	if len(e.ring) < endingsKept {
+		e.ring = append(e.ring, entry)
+		return
+	}
+	delete(e.set, e.ring[e.pos])
+	e.ring[e.pos] = entry
+	e.pos = (e.pos + 1) % endingsKept
+}
+
+func (e *endings) has(entry uint64) bool {
+	_, ok := e.set[entry]
+	return ok
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -29,12 +30,17 @@ type world struct {
 	letters  []DeadLetter
 	receipts []Receipt
 	hub      []sent
-	full     map[string]bool // devices without room
-	hubDown  error           // what the hub answers to everything
-	flaky    func() bool     // an append that is stored is answered with an error
-	steps    int             // durable steps of all processes
+	full     map[string]bool               // devices without room
+	hubDown  error                         // what the hub answers to everything
+	flaky    func() bool                   // an append that is stored is answered with an error
+	slow     func() time.Duration          // what an append, a deletion or a receipt takes besides; nil: nothing
+	huge     func(*Parcel) bool            // the mailbox can never hold it; nil: it holds everything
+	answer   func(*mapping.Envelope) error // what the hub says besides; nil, or nil: as below
+	steps    int                           // durable steps of all processes
 	kill     func(step int, name string, after bool) bool
 	killed   []string
+	note     string   // about the step under way
+	trail    []string // what was done, for a test that failed
 }
 
 func newWorld() *world {
@@ -94,6 +100,7 @@ type process struct {
 // lose takes the source from the process, and gives it back at once.
 func (p *process) lose() {
 	p.told, p.next = true, 1
+	p.w.trail = append(p.w.trail, time.Now().Format("05.000 ")+"LOST")
 }
 
 var errKilled = errors.New("killed")
@@ -113,6 +120,10 @@ func (p *process) step(name string, effect func() error) error {
 		return errKilled
 	}
 	err := effect()
+	if w.note != "" {
+		w.trail = append(w.trail, fmt.Sprint(time.Now().Format("05.000 "), name, " ", w.note, " ", err))
+		w.note = ""
+	}
 	if w.kill != nil && w.kill(w.steps, name, true) {
 		w.killed = append(w.killed, "after "+name)
 		p.die()
@@ -121,8 +132,20 @@ func (p *process) step(name string, effect func() error) error {
 	return err
 }
 
+// linger takes as long as the store does.
+func (p *process) linger(ctx context.Context) bool {
+	d := 100 * time.Microsecond
+	p.w.mu.Lock()
+	if p.w.slow != nil {
+		d += p.w.slow()
+	}
+	p.w.mu.Unlock()
+	return sleep(ctx, d)
+}
+
 func (p *process) die() {
 	p.dead = true
+	p.w.trail = append(p.w.trail, time.Now().Format("05.000 ")+"KILLED")
 	p.cancel()
 }
 
@@ -192,7 +215,7 @@ func (p *process) Receive(ctx context.Context) (Delivery, error) {
 	for {
 		p.w.mu.Lock()
 		if !p.held || p.told {
-			p.told = false
+			p.told = true // until Own
 			p.w.mu.Unlock()
 			return nil, ErrDisowned
 		}
@@ -222,7 +245,7 @@ func (d *worldDelivery) Message() *mapping.Input { return &d.in }
 func (d *worldDelivery) Redelivered() bool { return true } // it may have been: the engine must look
 
 func (d *worldDelivery) Ack(context.Context) error {
-	return d.p.step("ack", func() error { d.p.w.acked[d.in.Sequence] = true; return nil })
+	return d.p.step("ack", func() error { d.p.w.note = string(d.in.Payload); d.p.w.acked[d.in.Sequence] = true; return nil })
 }
 
 func (d *worldDelivery) Term(ctx context.Context, _ string) error { return d.Ack(ctx) }
@@ -239,7 +262,10 @@ func (r worldReceipts) Record(context.Context, Correlation) error {
 	return r.p.step("record", func() error { return nil })
 }
 
-func (r worldReceipts) Store(_ context.Context, x Receipt, _ Correlation) error {
+func (r worldReceipts) Store(ctx context.Context, x Receipt, _ Correlation) error {
+	if !r.p.linger(ctx) {
+		return ctx.Err()
+	}
 	return r.p.step("receipt", func() error { r.p.w.receipts = append(r.p.w.receipts, x); return nil })
 }
 
@@ -251,6 +277,11 @@ func (h worldHub) Send(ctx context.Context, e *mapping.Envelope) error {
 	}
 	w := h.p.w
 	return h.p.step("send", func() error {
+		if w.answer != nil {
+			if err := w.answer(e); err != nil {
+				return err
+			}
+		}
 		switch {
 		case w.hubDown != nil:
 			return w.hubDown
@@ -259,6 +290,7 @@ func (h worldHub) Send(ctx context.Context, e *mapping.Envelope) error {
 		case e.Device == "unknown":
 			return amqpErr(NoDevice, "amqp:not-found")
 		}
+		w.note = e.Device + " " + string(e.Body)
 		w.hub = append(w.hub, sent{e.Device, string(e.Body), time.Now()})
 		return nil
 	})
@@ -274,6 +306,7 @@ func (m worldMailbox) Boxes(_ context.Context, stream string) (out []Box, err er
 		}
 		for b, n := range count {
 			b.Entries = n
+			m.p.w.trail = append(m.p.w.trail, time.Now().Format("05.000 ")+fmt.Sprint("list ", b))
 			out = append(out, b)
 		}
 		return nil
@@ -282,11 +315,17 @@ func (m worldMailbox) Boxes(_ context.Context, stream string) (out []Box, err er
 }
 
 func (m worldMailbox) Append(ctx context.Context, q *Parcel) (repeat bool, err error) {
-	if !sleep(ctx, 100*time.Microsecond) {
+	if !m.p.linger(ctx) {
 		return false, ctx.Err()
 	}
 	err = m.p.step("append", func() error {
 		w := m.p.w
+		if w.huge != nil && w.huge(q) {
+			return ErrUnstorable
+		}
+		if strings.HasPrefix(q.Envelope.Device, "refused") {
+			return errors.New("maximum messages per subject exceeded")
+		}
 		if w.limit > 0 && len(w.entries) >= w.limit {
 			return errors.New("maximum messages exceeded")
 		}
@@ -297,6 +336,7 @@ func (m worldMailbox) Append(ctx context.Context, q *Parcel) (repeat bool, err e
 		}
 		w.ids[id] = true
 		w.last++
+		w.note = fmt.Sprint(q.Envelope.Device, " ", string(q.Message.Payload), " #", w.last)
 		copied := *q
 		copied.Entry, q.Entry = w.last, w.last
 		w.entries[w.last] = &copied
@@ -342,8 +382,11 @@ func (m worldMailbox) Waiting(_ context.Context, b Box, key string, below uint64
 	return out, err
 }
 
-func (m worldMailbox) Delete(_ context.Context, entry uint64) error {
-	return m.p.step("delete", func() error { delete(m.p.w.entries, entry); return nil })
+func (m worldMailbox) Delete(ctx context.Context, entry uint64) error {
+	if !m.p.linger(ctx) {
+		return ctx.Err()
+	}
+	return m.p.step("delete", func() error { m.p.w.note = fmt.Sprint("#", entry); delete(m.p.w.entries, entry); return nil })
 }
 
 // inOrder checks that all of the names came, in order once repeats are removed.

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
@@ -94,6 +95,16 @@ func (p *probe) completed(want int) {
 	require.Fail(p.t, "nobody counted the connections")
 }
 
+// stored is how many messages a stream holds; 0 if there is no such stream.
+func (p *probe) stored(stream string) uint64 {
+	s, err := p.js.Stream(p.t.Context(), stream)
+	if err != nil {
+		require.ErrorIs(p.t, err, jetstream.ErrStreamNotFound)
+		return 0
+	}
+	return s.CachedInfo().State.Msgs
+}
+
 // TestProbeRejected: one message of 20,000 that the hub always rejects costs that message and nothing else.
 func TestProbeRejected(t *testing.T) {
 	for _, condition := range []string{"amqp:not-allowed", "amqp:internal-error"} {
@@ -107,6 +118,9 @@ func TestProbeRejected(t *testing.T) {
 			p := runProbe(t, true, r)
 			p.completed(probeMessages - 1)
 			require.Zero(t, p.hub.Counts("berlin-bad").Accepted)
+			require.Eventually(t, func() bool { return p.stored("DOWNLINK_MAILBOX")+p.stored("DOWNLINK_DEAD") >= 1 }, time.Second, time.Millisecond,
+				"what is acked is stored")
+			require.Eventually(t, func() bool { return p.stored("DOWNLINK_DEAD") > 0 }, 2*deadline, deadline/300)
 			dead, err := p.js.Stream(t.Context(), "DOWNLINK_DEAD")
 			require.NoError(t, err)
 			require.Eventually(t, func() bool { // meanwhile it may have waited in the mailbox

@@ -65,7 +65,7 @@ func (o *IsolationOptions) ahead(ctx context.Context) (a *Ahead, err error) {
 	}
 
 	begin := time.Now() // a bridge reads before it is ready in every respect
-	p, err := o.Command.start(ctx, Spec{Part: "bridge", Bridge: bridgeConfig(w.nats.ready.URL, address, 512, stream, "")})
+	p, err := o.Command.start(ctx, Spec{Part: "bridge", Bridge: bridgeConfig(w.nats.ready.URL, address, 512, hubRate, stream, "")})
 	if err != nil {
 		return nil, err
 	}

@@ -1,12 +1,9 @@
 package bench
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"io"
-	"net"
 	"os"
 	"strings"
 	"testing"
@@ -127,49 +124,4 @@ func TestStatusField(t *testing.T) {
 	require.EqualValues(t, 678<<10, n)
 	_, ok = statusField(status, "VmSwap:")
 	require.False(t, ok)
-}
-
-// The relay is as late as it says in both directions, and loses nothing.
-func TestDelay(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	echo := make(chan struct{})
-	go func() {
-		defer close(echo)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.Copy(c, c)
-			c.Close()
-		}
-	}()
-	const by = 30 * time.Millisecond
-	d, err := newDelay(l.Addr().String(), by)
-	require.NoError(t, err)
-	c, err := net.Dial("tcp", d.addr())
-	require.NoError(t, err)
-	in := bufio.NewReader(c)
-	for range 2 {
-		begin := time.Now()
-		_, err = io.WriteString(c, "there and back\n")
-		require.NoError(t, err)
-		line, err := in.ReadString('\n')
-		require.NoError(t, err)
-		require.Equal(t, "there and back\n", line)
-		require.GreaterOrEqual(t, time.Since(begin), 2*by)
-	}
-	sent := bytes.Repeat([]byte("0123456789"), 200_000)
-	go func() { _, _ = c.Write(sent) }()
-	got := make([]byte, len(sent))
-	_, err = io.ReadFull(in, got)
-	require.NoError(t, err)
-	require.True(t, bytes.Equal(sent, got))
-	d.close()
-	_, err = c.Read(got)
-	require.Error(t, err)
-	c.Close()
-	l.Close()
-	<-echo
 }

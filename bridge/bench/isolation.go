@@ -17,8 +17,12 @@ import (
 	"downlink/bridge/spread"
 )
 
-// hubUnits of tier S3 make a hub that is paced to 500 messages a second.
-const hubUnits = 6
+// hubUnits of tier S3 make a hub that takes hubRate messages a second, which is
+// what the bridge is told.
+const (
+	hubUnits = 6
+	hubRate  = 500
+)
 
 // queueLimit is how many messages a device's queue takes.
 const queueLimit = 50
@@ -31,8 +35,7 @@ type IsolationOptions struct {
 	Command Command // how to start this binary as a Part
 	Devices int     // of a run with troubled ones: 1 % full, 1 % unknown, 1 % slow; default 1000
 	Pairs   int     // of a run with the troubled devices and one without; default 7
-	// Rate is messages a second for all devices together. The hub serves 500, and the bridge is not told:
-	// what is below it is the load that it can carry. Default 400.
+	// Rate is messages a second for all devices together: below hubRate, which is the load that can be carried. Default 400.
 	Rate int
 	For  time.Duration // of one run; default 10s
 	// Ahead is how many messages of one device stand before another device's single one; 0: not measured.
@@ -81,7 +84,7 @@ func (o *IsolationOptions) Check() error {
 		value               *int
 		normal, least, most int
 	}{
-		{"devices", &o.Devices, 1000, 4, 100_000}, {"pairs", &o.Pairs, 7, 1, 1000}, {"rate", &o.Rate, 400, 1, 500}, {"ahead", &o.Ahead, 0, 0, 100_000_000},
+		{"devices", &o.Devices, 1000, 4, 100_000}, {"pairs", &o.Pairs, 7, 1, 1000}, {"rate", &o.Rate, 400, 1, hubRate}, {"ahead", &o.Ahead, 0, 0, 100_000_000},
 	} {
 		if *f.value == 0 {
 			*f.value = f.normal
@@ -123,8 +126,10 @@ func Isolation(ctx context.Context, o IsolationOptions) (*IsolationResult, error
 			if err != nil {
 				return nil, err
 			}
-			if p.Without = healthy; with {
+			if with {
 				p.With, p.Troubled = healthy, troubled
+			} else {
+				p.Without = healthy
 			}
 		}
 		r.Pairs = append(r.Pairs, p)
@@ -208,7 +213,7 @@ func (o *IsolationOptions) run(ctx context.Context, with bool) (h Healthy, t Tro
 	if err != nil {
 		return h, t, err
 	}
-	p, err := o.Command.start(ctx, Spec{Part: "bridge", Bridge: bridgeConfig(w.nats.ready.URL, address, 512, stream, idHeader)})
+	p, err := o.Command.start(ctx, Spec{Part: "bridge", Bridge: bridgeConfig(w.nats.ready.URL, address, 512, hubRate, stream, idHeader)})
 	if err != nil {
 		return h, t, err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"downlink/bridge/spread"
+	"downlink/bridge/tcplink"
 )
 
 // SpeedOptions say what Speed measures. Zero values have defaults, except those of Rate, HubDelay and Profiles.
@@ -255,7 +256,7 @@ func (s *speed) leg(ctx context.Context, part string, n int, profiles string) (L
 // spec is how to start what takes from a stream, and the durable it uses.
 func (s *speed) spec(part, stream string) (Spec, string) {
 	if part == "bridge" {
-		return Spec{Part: part, Bridge: bridgeConfig(s.world.nats.ready.URL, s.address, s.Window, stream, "")}, bridgeConsumer
+		return Spec{Part: part, Bridge: bridgeConfig(s.world.nats.ready.URL, s.address, s.Window, 0, stream, "")}, bridgeConsumer
 	}
 	return Spec{Part: part, Loop: &LoopSpec{Hub: s.address, Window: s.Window, NATS: s.world.nats.ready.URL, Stream: stream}}, minimalConsumer
 }
@@ -315,13 +316,14 @@ func (s *speed) measure(ctx context.Context, n int, spec Spec, settled func() er
 
 // far measures again through a relay that holds up everything by half of HubDelay each way.
 func (s *speed) far(ctx context.Context, near Comparison) (*Far, error) {
-	relay, err := newDelay(s.address.AMQP, s.HubDelay/2)
+	way, err := tcplink.Listen(s.address.AMQP)
 	if err != nil {
 		return nil, err
 	}
-	defer relay.close()
+	defer way.Close()
+	way.Late(s.HubDelay / 2)
 	there := *s
-	there.address.AMQP, there.Profiles = relay.addr(), ""
+	there.address.AMQP, there.Profiles = way.Addr(), ""
 	rounds, err := there.rounds(ctx)
 	if err != nil {
 		return nil, err

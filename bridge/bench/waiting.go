@@ -96,7 +96,7 @@ func Waiting(ctx context.Context, o WaitingOptions) (*WaitingResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := o.Command.start(ctx, Spec{Part: "bridge", Bridge: bridgeConfig(w.nats.ready.URL, hub.ready.Hub, o.Window, stream, "")})
+	p, err := o.Command.start(ctx, Spec{Part: "bridge", Bridge: bridgeConfig(w.nats.ready.URL, hub.ready.Hub, o.Window, 0, stream, "")})
 	if err != nil {
 		return nil, err
 	}

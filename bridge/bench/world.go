@@ -151,8 +151,13 @@ func poll(ctx context.Context, every time.Duration, done func() (bool, error)) e
 }
 
 // bridgeConfig is the configuration of the bridge that is measured: three headers
-// mapped, as the minimal loop does it by hand.
-func bridgeConfig(nats string, hub Address, window int, stream, messageID string) string {
+// mapped, as the minimal loop does it by hand. rate is the hub's; 0: learned,
+// which is as fast as it goes unless the hub throttles.
+func bridgeConfig(nats string, hub Address, window, rate int, stream, messageID string) string {
+	pace := ""
+	if rate > 0 {
+		pace = fmt.Sprintf(", rate: %d", rate)
+	}
 	if messageID != "" {
 		messageID = fmt.Sprintf(", message_id: '{header[%q]}'", messageID)
 	}
@@ -163,7 +168,7 @@ bridge:
   name: %s
   nats: {url: [%q]}
   hubs:
-    - {name: main, connection_string: %q, amqp_address: %q, ca_file: %q, window: %d}
+    - {name: main, connection_string: %q, amqp_address: %q, ca_file: %q, window: %d%s}
   routes:
     - name: commands
       subject: "%s.{site}.{device}.{verb}"
@@ -174,5 +179,5 @@ bridge:
       properties:
         - {name: verb, value: "{verb}"}
         - {headers: "X-*"}
-`, bridgeName, nats, hub.ConnectionString, hub.AMQP, hub.CAFile, window, strings.ToLower(stream), stream, messageID)
+`, bridgeName, nats, hub.ConnectionString, hub.AMQP, hub.CAFile, window, pace, strings.ToLower(stream), stream, messageID)
 }

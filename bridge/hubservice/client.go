@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -89,7 +90,7 @@ type Client struct {
 
 	running  atomic.Bool
 	stopped  chan struct{} // closed when Run has returned
-	requests chan *request // taken by the writer of the link that is up; nobody takes while there is none
+	requests chan *request // for the writer of the link that is up; nobody takes them while there is none
 	window   chan struct{} // one token a send in progress
 	renew    chan struct{} // asks the token keeper for a new token; one is enough
 	inFlight atomic.Int64
@@ -151,7 +152,7 @@ func New(o Options) (*Client, error) {
 		log:         log,
 		health:      newHealth(o.Hub, o.Address, ways, log),
 		stopped:     make(chan struct{}),
-		requests:    make(chan *request),
+		requests:    make(chan *request, o.Window),
 		window:      make(chan struct{}, o.Window),
 		renew:       make(chan struct{}, 1),
 		links:       links{changed: make(chan struct{})},
@@ -165,20 +166,46 @@ func orDefault[T int | time.Duration](v, d T) T {
 	return v
 }
 
-// request is one message on its way to the writer of a link.
+// request is one message on its way to the writer of a link. It is used again
+// once the hub has decided, and no sooner: until then go-amqp may still have it.
 type request struct {
-	message *amqp.Message
+	message *amqp.Message // has bytes, now and later
+	bytes   []byte
 	expires time.Time
-	gone    <-chan struct{}  // the caller of Send has given up
+	state   atomic.Int32
 	written chan writeResult // buffered: the writer never waits for the caller
 }
 
-// writeResult is what the writer says: exactly one of receipt, refused and
-// unwritten.
+// States of a request. The writer takes a queued one, or the caller of Send gives it up.
+const (
+	queued int32 = iota
+	taken
+	gone
+)
+
+var requests = sync.Pool{New: func() any {
+	r := &request{written: make(chan writeResult, 1)}
+	r.message = wireMessage(&r.bytes)
+	return r
+}}
+
+// keepBytes is the largest buffer that a request keeps for its next message.
+const keepBytes = 4 << 10
+
+// release lets the request be used for another message.
+func (r *request) release() {
+	if cap(r.bytes) > keepBytes {
+		r.bytes = nil
+	}
+	requests.Put(r)
+}
+
+// writeResult is what the writer says: exactly one of refused, lost, unwritten,
+// and a link with a receipt.
 type writeResult struct {
 	link      *link
 	grants    int64 // tokens that the hub had taken on this link before it left
-	receipt   *amqp.SendReceipt
+	receipt   amqp.SendReceipt
 	refused   *bridge.Error // an outcome without the hub
 	lost      error         // the link broke when part of the message may have left
 	unwritten bool          // nothing of it left: it goes to the next link
@@ -198,16 +225,22 @@ var (
 // was waiting for, and the message may yet reach the hub if it had left.
 // After Run has returned, Send fails at once.
 func (c *Client) Send(ctx context.Context, e *mapping.Envelope) error {
-	b, err := encode(e)
-	if err != nil {
+	r := requests.Get().(*request)
+	var err error
+	if r.bytes, err = appendMessage(r.bytes[:0], e); err != nil {
+		r.release()
 		return err
 	}
 	select {
 	case c.window <- struct{}{}:
-	case <-ctx.Done():
-		return c.notSent(ctx)
-	case <-c.stopped:
-		return stopped()
+	default:
+		select {
+		case c.window <- struct{}{}:
+		case <-ctx.Done():
+			return c.notSent(ctx)
+		case <-c.stopped:
+			return stopped()
+		}
 	}
 	c.inFlight.Add(1)
 	defer func() {
@@ -215,7 +248,7 @@ func (c *Client) Send(ctx context.Context, e *mapping.Envelope) error {
 		<-c.window
 	}()
 
-	r := &request{message: wireMessage(b), expires: e.ExpiresAt, gone: ctx.Done(), written: make(chan writeResult, 1)}
+	r.expires = e.ExpiresAt
 	for {
 		again, err := c.try(ctx, r)
 		if !again {
@@ -226,18 +259,31 @@ func (c *Client) Send(ctx context.Context, e *mapping.Envelope) error {
 
 // try sends r on one link; again asks for the next one.
 func (c *Client) try(ctx context.Context, r *request) (again bool, err error) {
+	r.state.Store(queued)
 	select {
 	case c.requests <- r:
-	case <-ctx.Done():
-		return false, c.notSent(ctx)
-	case <-c.stopped:
-		return false, stopped()
+	default: // full of such as were given up
+		select {
+		case c.requests <- r:
+		case <-ctx.Done():
+			return false, c.notSent(ctx)
+		case <-c.stopped:
+			return false, stopped()
+		}
 	}
 	var w writeResult
 	select {
 	case w = <-r.written:
 	case <-ctx.Done():
+		if r.state.CompareAndSwap(queued, gone) {
+			return false, c.notSent(ctx)
+		}
 		return false, c.unanswered(ctx)
+	case <-c.stopped:
+		if r.state.CompareAndSwap(queued, gone) {
+			return false, stopped()
+		}
+		w = <-r.written // the writer has ended, and said what became of what it took
 	}
 	switch {
 	case w.unwritten:
@@ -247,10 +293,12 @@ func (c *Client) try(ctx context.Context, r *request) (again bool, err error) {
 	case w.lost != nil:
 		return w.link.lost(w.lost)
 	}
-	state, err := w.link.wait(ctx, w.receipt)
+	state, err := w.link.wait(ctx, &w.receipt)
 	switch {
 	case err == nil:
-		return false, c.decided(outcome(state), w)
+		expires := r.expires
+		r.release()
+		return false, c.decided(late(outcome(state), expires, time.Now()), w)
 	case ctx.Err() != nil:
 		return false, c.unanswered(ctx)
 	default:

@@ -2,9 +2,11 @@ package hubservice
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,8 +20,7 @@ const (
 	// sendAddress is the target of all C2D messages; "to" names the device.
 	sendAddress    = "/messages/devicebound"
 	connectTimeout = 30 * time.Second
-	// writeTimeout is how long one frame may take to leave. go-amqp gives the
-	// connection up then.
+	// writeTimeout is how long frames may take to leave. The connection is given up then.
 	writeTimeout = 15 * time.Second
 	closeTimeout = 2 * time.Second
 )
@@ -27,6 +28,7 @@ const (
 // link is one connection with its sender. It never comes back: after fail the
 // client makes another.
 type link struct {
+	socket net.Conn
 	conn   *amqp.Conn
 	wire   *wire
 	cbs    *cbs
@@ -37,11 +39,11 @@ type link struct {
 	broken chan struct{} // closed by fail
 	over   chan struct{} // closed once nobody can find the link any more
 
+	waiting atomic.Int64  // sends that wait for the hub
+	settled atomic.Uint64 // sends that it has decided
+
 	mu      sync.Mutex // guards all below
 	failure error      // why it broke
-	waiting int        // sends that wait for the hub
-	moved   time.Time  // when the hub last settled one, or the first began to wait
-	settled bool       // whether the hub ever did
 }
 
 var errStalled = errors.New("no answer from the hub")
@@ -78,7 +80,7 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, explainTLS(err)
 	}
-	l := &link{wire: newWire(socket), broken: make(chan struct{}), over: make(chan struct{})}
+	l := &link{socket: socket, wire: newWire(together(socket)), broken: make(chan struct{}), over: make(chan struct{})}
 	// NewConn owns the socket from here on, also when it fails.
 	l.conn, err = amqp.NewConn(ctx, l.wire, &amqp.ConnOptions{HostName: c.host, WriteTimeout: writeTimeout, IdleTimeout: c.options.IdleTimeout})
 	if err != nil {
@@ -89,6 +91,15 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 		return nil, readable(err)
 	}
 	return l, nil
+}
+
+// together has frames leave together, but not over WebSocket: there each write
+// is a message, and a peer may want one frame in each.
+func together(socket net.Conn) net.Conn {
+	if _, ok := socket.(*tls.Conn); ok {
+		return gather(socket)
+	}
+	return socket
 }
 
 // open authorizes the new connection and attaches the sender. A refused
@@ -191,7 +202,7 @@ func (l *link) cause() error {
 // gone. A socket that takes no more bytes is cut, or the close frame would wait
 // for it.
 func (l *link) close() {
-	cut := time.AfterFunc(closeTimeout, func() { _ = l.wire.Close() })
+	cut := time.AfterFunc(closeTimeout, func() { _ = l.socket.Close() })
 	defer cut.Stop()
 	_ = l.conn.Close()
 }
@@ -204,31 +215,39 @@ func (l *link) write(requests <-chan *request) {
 		select {
 		case <-l.broken:
 			return
-		case r := <-requests:
-			if !l.writeOne(r) {
+		default:
+		}
+		var r *request
+		select {
+		case r = <-requests: // without a look at anything else, while there is more
+		default:
+			select {
+			case <-l.broken:
 				return
+			case r = <-requests:
 			}
+		}
+		if !l.writeOne(r) {
+			return
 		}
 	}
 }
 
 func (l *link) writeOne(r *request) bool {
-	select {
-	case <-r.gone:
+	if !r.state.CompareAndSwap(queued, taken) {
 		return true
-	default:
 	}
 	if !r.expires.IsZero() && !time.Now().Before(r.expires) {
 		r.written <- writeResult{refused: &bridge.Error{Class: bridge.Refused, Op: "send", Reason: bridge.ReasonExpired, Err: errExpired}}
 		return true
 	}
 	before, grants := l.wire.transfers.Load(), l.grants.Load()
-	l.begin()
+	l.waiting.Add(1)
 	// Blocks until there is credit and the message has left, or the link is gone.
 	receipt, err := l.sender.SendWithReceipt(context.Background(), r.message, nil)
-	l.end(false)
+	l.waiting.Add(-1)
 	if err == nil {
-		r.written <- writeResult{link: l, grants: grants, receipt: &receipt}
+		r.written <- writeResult{link: l, grants: grants, receipt: receipt}
 		return true
 	}
 	if refused, ok := local(err); ok {
@@ -246,14 +265,17 @@ func (l *link) writeOne(r *request) bool {
 
 // wait returns the hub's decision, or why there will be none on this link.
 func (l *link) wait(ctx context.Context, receipt *amqp.SendReceipt) (amqp.DeliveryState, error) {
-	l.begin()
+	l.waiting.Add(1)
 	state, err := receipt.Wait(ctx)
 	// When the decision and the end of the link are both there, Wait picks one at
 	// random. A few more looks spare nearly every needless second send.
 	for i := 0; err != nil && ctx.Err() == nil && i < 6; i++ {
 		state, err = receipt.Wait(ctx)
 	}
-	l.end(err == nil)
+	if err == nil {
+		l.settled.Add(1)
+	}
+	l.waiting.Add(-1)
 	return state, err
 }
 
@@ -273,46 +295,27 @@ func (l *link) lost(err error) (again bool, _ error) {
 	}
 }
 
-func (l *link) begin() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.waiting == 0 {
-		l.moved = time.Now()
-	}
-	l.waiting++
-}
-
-func (l *link) end(settled bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.waiting--
-	if settled {
-		l.moved = time.Now()
-		l.settled = true
-	}
-}
-
 // carried reports whether the hub has settled anything on this link.
-func (l *link) carried() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.settled
-}
+func (l *link) carried() bool { return l.settled.Load() > 0 }
 
 // watch is the watchdog: it gives the link up when sends wait and the hub has
-// settled nothing for stall. One slow message is fine as long as others move.
+// settled nothing for stall, or up to half of that longer. One slow message is fine as long as others move.
 func (l *link) watch(stall time.Duration) {
 	tick := time.NewTicker(max(stall/4, time.Millisecond))
 	defer tick.Stop()
+	settled, still := uint64(0), time.Time{} // since the first look at which sends waited, and nothing moved
 	for {
 		select {
 		case <-l.broken:
 			return
 		case now := <-tick.C:
-			l.mu.Lock()
-			stalled := l.waiting > 0 && now.Sub(l.moved) > stall
-			l.mu.Unlock()
-			if stalled {
+			waiting := l.waiting.Load()
+			switch n := l.settled.Load(); {
+			case waiting == 0 || n != settled:
+				settled, still = n, time.Time{}
+			case still.IsZero():
+				still = now
+			case now.Sub(still) > stall:
 				l.fail(fmt.Errorf("%w for %s with sends waiting", errStalled, stall))
 				return
 			}

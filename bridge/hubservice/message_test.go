@@ -1,7 +1,9 @@
 package hubservice
 
 import (
+	"bytes"
 	"encoding/hex"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +42,7 @@ func TestWireForm(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, hex.EncodeToString(b))
 
-		sent, err := wireMessage(b).MarshalBinary()
+		sent, err := wireMessage(&b).MarshalBinary()
 		require.NoError(t, err)
 		require.Equal(t, want, hex.EncodeToString(sent), "go-amqp sends the bytes as they are")
 	}
@@ -68,6 +70,48 @@ func TestWireFormBare(t *testing.T) {
 	require.Equal(t, "005373"+"d0"+"00000028"+"00000003"+"4040"+
 		"a120"+hex.EncodeToString([]byte("/devices/d1/messages/devicebound"))+
 		"005375a000", hex.EncodeToString(b))
+}
+
+// The sections that go-amqp can encode too are its, byte for byte, whatever
+// fields there are and however long.
+func TestWireFormAsGoAMQP(t *testing.T) {
+	lengths := []int{0, 1, 255, 256, 70_000}
+	text := func(n int) string { return strings.Repeat("x", n) }
+	r := rand.New(rand.NewPCG(1, 2))
+	pick := func() string { return text(lengths[r.IntN(len(lengths))]) }
+	for range 300 {
+		e := &mapping.Envelope{
+			Device: "d" + pick(), MessageID: pick(), UserID: pick(), CorrelationID: pick(), ContentType: pick(), ContentEncoding: pick(), Body: []byte(pick()),
+		}
+		if r.IntN(2) == 0 {
+			e.ExpiresAt = time.UnixMilli(r.Int64N(1 << 42))
+		}
+		to := "/devices/" + e.Device + "/messages/devicebound"
+		m := &amqp.Message{Properties: &amqp.MessageProperties{To: &to}, Data: [][]byte{e.Body}}
+		if e.MessageID != "" {
+			m.Properties.MessageID = e.MessageID
+		}
+		if e.UserID != "" {
+			m.Properties.UserID = []byte(e.UserID)
+		}
+		if e.CorrelationID != "" {
+			m.Properties.CorrelationID = e.CorrelationID
+		}
+		if e.ContentType != "" {
+			m.Properties.ContentType = &e.ContentType
+		}
+		if e.ContentEncoding != "" {
+			m.Properties.ContentEncoding = &e.ContentEncoding
+		}
+		if !e.ExpiresAt.IsZero() {
+			m.Properties.AbsoluteExpiryTime = &e.ExpiresAt
+		}
+		want, err := m.MarshalBinary()
+		require.NoError(t, err)
+		got, err := encode(e)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(want, got), "%d %d %d %d %d %d", len(e.MessageID), len(e.UserID), len(e.CorrelationID), len(e.ContentType), len(e.ContentEncoding), len(e.Body))
+	}
 }
 
 // Long maps and texts take the 32-bit forms, and go-amqp reads them back.

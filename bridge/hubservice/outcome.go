@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/Azure/go-amqp"
@@ -43,6 +44,15 @@ func outcome(state amqp.DeliveryState) error {
 	default:
 		return &bridge.Error{Class: bridge.Resend, Op: "send", Err: fmt.Errorf("settled as %s", stateName(s))}
 	}
+}
+
+// late gives a message that expired on its way to the hub its reason: the hub has
+// one condition for that and for any value that it does not like.
+func late(err error, expires, now time.Time) error {
+	if e, ok := err.(*bridge.Error); ok && e.Condition == condArgument && !expires.IsZero() && !now.Before(expires) {
+		e.Reason = bridge.ReasonExpired
+	}
+	return err
 }
 
 func rejected(e *amqp.Error) error {

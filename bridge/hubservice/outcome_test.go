@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/Azure/go-amqp"
 	"github.com/stretchr/testify/require"
@@ -138,4 +139,19 @@ func TestReadable(t *testing.T) {
 	require.EqualError(t, err, "amqp:unauthorized-access: Put token failed (401003)")
 	require.True(t, isLinkLoss(err))
 	require.EqualError(t, readable(errors.New("EOF")), "EOF")
+}
+
+// TestLate: a message that expires on its way is no bad message.
+func TestLate(t *testing.T) {
+	now := time.Now()
+	reason := func(condition amqp.ErrCond, expires time.Time) mapping.Reason {
+		var e *bridge.Error
+		require.ErrorAs(t, late(outcome(&amqp.StateRejected{Error: &amqp.Error{Condition: condition}}), expires, now), &e)
+		return e.Reason
+	}
+	require.Equal(t, bridge.ReasonExpired, reason(condArgument, now))
+	require.Equal(t, mapping.ReasonBadProperty, reason(condArgument, now.Add(time.Second)))
+	require.Equal(t, mapping.ReasonBadProperty, reason(condArgument, time.Time{}))
+	require.Empty(t, reason(amqp.ErrCondNotFound, now))
+	require.NoError(t, late(nil, now, now))
 }

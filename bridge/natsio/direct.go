@@ -3,7 +3,6 @@ package natsio
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -21,6 +20,9 @@ type directRequest struct {
 	MultiLast []string   `json:"multi_last,omitempty"`
 }
 
+// mostLast is how many messages a server gives for MultiLast at most (ADR-31).
+const mostLast = 1024
+
 // directGet calls each with what the stream answers, in the stream's order, and blocks until that
 // was all, five seconds at most without a message. Nothing found is no error; no such stream is
 // nats.ErrNoResponders.
@@ -30,7 +32,13 @@ func (c *Conn) directGet(ctx context.Context, stream string, request directReque
 		return err
 	}
 	inbox := c.nc.NewInbox()
-	sub, err := c.nc.SubscribeSync(inbox)
+	// Room for all that is asked for, and the end: a SubscribeSync would have half a megabyte for each question.
+	room := request.Batch
+	if len(request.MultiLast) > 0 {
+		room = max(room, mostLast)
+	}
+	answers := make(chan *nats.Msg, room+2)
+	sub, err := c.nc.ChanSubscribe(inbox, answers)
 	if err != nil {
 		return oneLine{err}
 	}
@@ -39,7 +47,7 @@ func (c *Conn) directGet(ctx context.Context, stream string, request directReque
 		return oneLine{err}
 	}
 	for {
-		m, err := c.nextAnswer(ctx, sub)
+		m, err := nextAnswer(ctx, answers)
 		if err != nil {
 			return err
 		}
@@ -56,14 +64,15 @@ func (c *Conn) directGet(ctx context.Context, stream string, request directReque
 	}
 }
 
-func (c *Conn) nextAnswer(ctx context.Context, sub *nats.Subscription) (*nats.Msg, error) {
+func nextAnswer(ctx context.Context, answers <-chan *nats.Msg) (*nats.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	m, err := sub.NextMsgWithContext(ctx)
-	if errors.Is(err, nats.ErrNoResponders) {
-		return nil, nats.ErrNoResponders
+	select {
+	case m := <-answers:
+		return m, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
-	return m, err
 }
 
 // leaderGet asks the stream's leader for the first message of a subject, wildcards allowed; nil if there is

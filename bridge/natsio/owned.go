@@ -46,11 +46,16 @@ func (s *JetStreamSource) Own(ctx context.Context) error {
 	return nil
 }
 
-// Held reports whether the source is surely still ours. Without a lease it always is.
+// Held reports whether the source is surely still ours. Without a lease it always is. Whoever was told
+// that it is not waits for ErrDisowned, so the tenure ends with that, even if the lease is renewed at the very last moment.
 func (s *JetStreamSource) Held() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.holds()
+	if s.holds() {
+		return true
+	}
+	s.disown(s.tenure)
+	return false
 }
 
 // holds is Held. s.mu is held.

@@ -61,7 +61,7 @@ type SourceOptions struct {
 	// Create makes the stream, holding Subjects (default: Filters), if it does not exist.
 	Create   bool
 	Subjects []string
-	// MaxAckPending bounds what is held in memory. Default 4096.
+	// MaxAckPending bounds what is held in memory. Default 2048.
 	MaxAckPending int
 	// Lease makes one process at a time the owner: the source pulls only from Own until the lease
 	// is lost. The source runs it, and nobody else may use it. Without one Own is not needed, and only
@@ -110,7 +110,7 @@ func NewJetStreamSource(o SourceOptions) (*JetStreamSource, error) {
 		return nil, fmt.Errorf("nats: stream %s: %w", o.Stream, err)
 	}
 	if o.MaxAckPending <= 0 {
-		o.MaxAckPending = 4096
+		o.MaxAckPending = 2048
 	}
 	if len(o.Subjects) == 0 {
 		o.Subjects = o.Filters

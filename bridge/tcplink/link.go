@@ -1,9 +1,10 @@
-// Package tcplink is a TCP relay in front of a server, to cut and to stall: what
+// Package tcplink is a TCP relay in front of a server, to cut, to stall and to be late: what
 // tests and `downlink soak` put between two processes.
 package tcplink
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -21,6 +22,7 @@ type Link struct {
 	target string
 	refuse bool
 	stall  bool
+	late   time.Duration
 	pairs  map[*pair]struct{}
 	closed bool
 }
@@ -130,10 +132,11 @@ func (l *Link) relay(client net.Conn) {
 		return
 	}
 	l.pairs[p] = struct{}{}
+	late := l.late
 	l.mu.Unlock()
 	var wg sync.WaitGroup
-	wg.Go(func() { l.pump(p, server, client) })
-	wg.Go(func() { l.pump(p, client, server) })
+	wg.Go(func() { l.pump(p, server, client, late) })
+	wg.Go(func() { l.pump(p, client, server, late) })
 	wg.Wait()
 	l.mu.Lock()
 	delete(l.pairs, p)
@@ -141,16 +144,23 @@ func (l *Link) relay(client net.Conn) {
 }
 
 // pump copies one direction until an end is gone, then resets both.
-func (l *Link) pump(p *pair, to, from net.Conn) {
+func (l *Link) pump(p *pair, to, from net.Conn, late time.Duration) {
+	var out io.Writer = to
+	arrived := func() {}
+	if late > 0 {
+		w := newWay(to, late)
+		out, arrived = w, w.close
+	}
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buffer)
 		if n > 0 && l.wait(p) {
-			if _, e := to.Write(buffer[:n]); e != nil {
+			if _, e := out.Write(buffer[:n]); e != nil {
 				err = e
 			}
 		}
 		if err != nil {
+			arrived()
 			l.mu.Lock()
 			l.reset(p)
 			l.mu.Unlock()

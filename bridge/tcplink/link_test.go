@@ -1,6 +1,7 @@
 package tcplink_test
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"os"
@@ -115,4 +116,28 @@ func TestTarget(t *testing.T) {
 	ends(t, dial(t, l))
 	l.Target(echo(t))
 	says(t, dial(t, l), "here")
+}
+
+// What passes is as late as it is told in each direction, and all of it arrives.
+func TestLate(t *testing.T) {
+	l := link(t, echo(t))
+	const by = 30 * time.Millisecond
+	l.Late(by)
+	c := dial(t, l)
+	for range 2 {
+		begin := time.Now()
+		says(t, c, "there and back")
+		require.GreaterOrEqual(t, time.Since(begin), 2*by)
+	}
+	sent := bytes.Repeat([]byte("0123456789"), 100_000)
+	var writing sync.WaitGroup
+	writing.Go(func() { _, _ = c.Write(sent) })
+	got := make([]byte, len(sent))
+	_, err := io.ReadFull(c, got)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(sent, got))
+	writing.Wait()
+	l.Cut()
+	_, err = c.Read(got)
+	require.Error(t, err)
 }

@@ -77,6 +77,7 @@ func TestBenchIsolation(t *testing.T) {
 	// Of 400 messages 4 go to the one device of each kind.
 	require.Equal(t, 4, p.Troubled.Unknown)
 	require.Positive(t, p.Troubled.Refused)
+	require.NotEqual(t, p.With, p.Without, "two runs, not one told twice")
 	for _, h := range []bench.Healthy{p.With, p.Without} {
 		require.Positive(t, h.Goodput)
 		require.LessOrEqual(t, h.Goodput, 400.0)
