@@ -203,14 +203,11 @@ func (a *App) status() any {
 
 // openNATS says how to reach one side's NATS, after starting its embedded server if it has one.
 func (a *App) openNATS(side, name string, c config.NATS) (*natsio.Options, error) {
-	o := &natsio.Options{
-		Name: name, URLs: c.URL, Context: c.Context, CredsFile: c.CredsFile, NKeyFile: c.NKeyFile, TokenFile: c.TokenFile,
-		User: c.User, PasswordFile: c.PasswordFile, CAFile: c.TLS.CAFile, CertFile: c.TLS.CertFile, KeyFile: c.TLS.KeyFile,
-		Logger: a.options.Logger,
-	}
+	o := natsOptions(name, c)
+	o.Logger = a.options.Logger
 	e := c.Embedded
 	if e == nil {
-		return o, nil
+		return &o, nil
 	}
 	streams := make([]natsio.Stream, len(e.Streams))
 	for i, s := range e.Streams {
@@ -228,5 +225,13 @@ func (a *App) openNATS(side, name string, c config.NATS) (*natsio.Options, error
 		}
 	})
 	o.URLs = []string{srv.URL()}
-	return o, nil
+	return &o, nil
+}
+
+// natsOptions say how to reach a server that is not embedded, as the configuration has it.
+func natsOptions(name string, c config.NATS) natsio.Options {
+	return natsio.Options{
+		Name: name, URLs: c.URL, Context: c.Context, CredsFile: c.CredsFile, NKeyFile: c.NKeyFile, TokenFile: c.TokenFile,
+		User: c.User, PasswordFile: c.PasswordFile, CAFile: c.TLS.CAFile, CertFile: c.TLS.CertFile, KeyFile: c.TLS.KeyFile,
+	}
 }

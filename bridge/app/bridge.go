@@ -97,7 +97,8 @@ func (a *App) buildBridge(c *config.Bridge) error {
 func (a *App) buildSources(c *config.Bridge, table *mapping.Table, nats *natsio.Conn) ([]bridge.Source, error) {
 	var sources []bridge.Source
 	for _, stream := range streams(c.Routes) {
-		o := a.sourceOptions(c, table, nats, stream)
+		o := sourceOptions(c, table, stream)
+		o.Conn, o.Logger = nats, a.options.Logger
 		var err error
 		create, replicas := storage(c)
 		o.Lease, err = natsio.NewLease(natsio.LeaseOptions{
@@ -157,10 +158,11 @@ func drained(s interface{ Drain() }) func(context.Context) error {
 	}
 }
 
-func (a *App) sourceOptions(c *config.Bridge, table *mapping.Table, nats *natsio.Conn, stream string) natsio.SourceOptions {
+// sourceOptions are those of a stream's source, without connection and log.
+func sourceOptions(c *config.Bridge, table *mapping.Table, stream string) natsio.SourceOptions {
 	o := natsio.SourceOptions{
-		Conn: nats, Stream: stream, Consumer: natsio.Durable(c.Name), Filters: mapping.Cover(table.Subjects(stream), maxFilters),
-		Routes: routesOf(c.Routes, stream), Logger: a.options.Logger,
+		Stream: stream, Consumer: natsio.Durable(c.Name), Filters: mapping.Cover(table.Subjects(stream), maxFilters),
+		Routes: routesOf(c.Routes, stream),
 	}
 	for _, r := range c.Routes {
 		if r.Stream != stream {

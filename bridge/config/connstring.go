@@ -64,3 +64,12 @@ func identity(s Secret) (hub, device string) {
 	}
 	return strings.ToLower(c.HostName), c.DeviceID
 }
+
+// ID is the device's ID, as its connection string has it; empty if that was not read.
+func (d Device) ID() string {
+	if d.Embedded != "" {
+		return d.Embedded
+	}
+	_, id := identity(d.ConnectionString)
+	return id
+}

@@ -22,9 +22,9 @@ func (p *problems) hub(at string, h *Hub) {
 		}
 		p.secondary(at, h)
 	}
-	p.oneOf(at+".transport", h.Transport, "amqp", "websocket")
-	p.oneOf(at+".property_charset", h.PropertyCharset, "utf8", "documented")
-	p.oneOf(at+".feedback", h.Feedback, "auto", "always", "never")
+	p.oneOf(at+".transport", h.Transport)
+	p.oneOf(at+".property_charset", h.PropertyCharset)
+	p.oneOf(at+".feedback", h.Feedback)
 	p.pace(at, h)
 	if h.Window < 1 || h.Window > 65535 {
 		p.addf(at+".window", "%d is out of range; take 1 to 65535", h.Window)
@@ -112,7 +112,7 @@ func (p *problems) withEntra(at string, h *Hub) {
 }
 
 func (p *problems) entra(at string, e *Entra) {
-	p.oneOf(at+".identity", e.Identity, "default", "managed", "workload")
+	p.oneOf(at+".identity", e.Identity)
 	application := given(named{"client_secret_file", e.ClientSecretFile != ""}, named{"client_certificate_file", e.ClientCertificateFile != ""})
 	if len(application) > 1 {
 		p.addf(at+"."+application[1], "set as well as %s; keep one of the two", application[0])

@@ -20,7 +20,7 @@ func (p *problems) pace(at string, h *Hub) {
 	case slices.Contains([]string{"B1", "B2", "B3", "b1", "b2", "b3"}, h.Tier):
 		p.addf(tier, "%s: Basic tiers have no cloud-to-device messages; the hub must be of tier F1, S1, S2 or S3", show(h.Tier))
 	case h.Tier != "" || p.src.given(tier) && !p.has(tier):
-		p.oneOf(tier, h.Tier, "F1", "S1", "S2", "S3")
+		p.oneOf(tier, h.Tier)
 	}
 	most := maxUnits[h.Tier]
 	switch {

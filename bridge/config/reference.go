@@ -1,6 +1,7 @@
 package config
 
 import (
+	_ "embed"
 	"reflect"
 	"strings"
 )
@@ -12,6 +13,8 @@ type Field struct {
 	Type    string // in words: text, duration, section …
 	Default string // as in the file, or in words; empty if there is none
 	Env     string // the variable that overrides it, if any
+	// Words are its values, if it has only a few.
+	Words []string
 	// Struct and Name say where the field is declared, to find its comment.
 	Struct reflect.Type
 	Name   string
@@ -38,9 +41,16 @@ func Fields() []Field {
 	walkFields(func(path string, f field) {
 		typ := typeName(f.typ)
 		fields = append(fields, Field{
-			Path: path, Type: typ, Default: def[path], Env: env[path], Struct: f.owner, Name: f.name,
+			Path: path, Type: typ, Default: def[path], Env: env[path], Words: words[path], Struct: f.owner, Name: f.name,
 			Section: strings.Contains(typ, "section"),
 		})
 	})
 	return fields
 }
+
+//go:embed schema.json
+var schemaJSON []byte
+
+// Schema is the JSON Schema (draft 2020-12) of the file, generated from the structs as the reference is. It takes every file
+// that Load takes; of what Load refuses it finds unknown keys and wrong types.
+func Schema() []byte { return schemaJSON }

@@ -27,8 +27,8 @@ func (p *problems) validate(c *Config) {
 	if c.HTTP != "off" {
 		p.address("http", c.HTTP, true)
 	}
-	p.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
-	p.oneOf("log.format", c.Log.Format, "text", "json")
+	p.oneOf("log.level", c.Log.Level)
+	p.oneOf("log.format", c.Log.Format)
 	if c.ShutdownGrace <= 0 {
 		p.addf("shutdown_grace", "%s is too short; it must be more than 0s", formatDuration(c.ShutdownGrace))
 	}
@@ -48,7 +48,7 @@ func (p *problems) validate(c *Config) {
 func (p *problems) bridge(b *Bridge) {
 	p.token("bridge.name", b.Name)
 	p.nats("bridge.nats", &b.NATS)
-	p.oneOf("bridge.unmatched", b.Unmatched, "drop", "dead")
+	p.oneOf("bridge.unmatched", b.Unmatched)
 
 	if len(b.Hubs) == 0 {
 		p.addf("bridge.hubs", "missing; name an IoT Hub: hubs: [{name: main, connection_string_file: PATH}]")
@@ -190,7 +190,7 @@ func (p *problems) route(at string, r *Route) {
 	if r.Create && r.Subject == "" && r.Default {
 		p.addf(at+".create", "needs a subject, which the stream is to hold")
 	}
-	p.oneOf(at+".device_not_found", r.DeviceNotFound, "dead", "retry")
+	p.oneOf(at+".device_not_found", r.DeviceNotFound)
 	if r.Drop != "" && p.src.given(at+".device_not_found") {
 		p.noneWith(at+".device_not_found", true, "drop")
 	}
@@ -329,7 +329,24 @@ func (p *problems) noneWith(path string, both bool, other string) {
 	}
 }
 
-func (p *problems) oneOf(path, value string, known ...string) {
+// words are the values of the fields that have only a few.
+var words = map[string][]string{
+	"log.level":                        {"debug", "info", "warn", "error"},
+	"log.format":                       {"text", "json"},
+	"bridge.unmatched":                 {"drop", "dead"},
+	"bridge.routes[].device_not_found": {"dead", "retry"},
+	"bridge.hubs[].transport":          {"amqp", "websocket"},
+	"bridge.hubs[].property_charset":   {"utf8", "documented"},
+	"bridge.hubs[].feedback":           {"auto", "always", "never"},
+	"bridge.hubs[].tier":               {"F1", "S1", "S2", "S3"},
+	"bridge.hubs[].entra.identity":     {"default", "managed", "workload"},
+}
+
+var index = regexp.MustCompile(`\[\d+\]`)
+
+// oneOf checks a field that has only a few values.
+func (p *problems) oneOf(path, value string) {
+	known := words[index.ReplaceAllString(path, "[]")]
 	if slices.Contains(known, value) {
 		return
 	}

@@ -46,9 +46,26 @@ type connection struct {
 	workers sync.WaitGroup
 }
 
-// connect dials, connects and subscribes. Messages flow into the inbox from the
-// moment the hub accepted, so it is in place before CONNECT.
+// connect dials, connects and subscribes.
 func (c *Client) connect(ctx context.Context) (*connection, error) {
+	conn, err := c.login(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.subscribe(ctx, conn); err != nil {
+		if ctx.Err() != nil {
+			c.stopping()
+			conn.settle(c.grace) // messages may have been handed out already
+		}
+		conn.close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// login dials and connects. Messages flow into the inbox from the moment the hub accepted, if it has
+// kept the session, so it is in place before CONNECT.
+func (c *Client) login(ctx context.Context) (*connection, error) {
 	conn := &connection{inbox: newInbox(c.announce), release: func() bool { return true }}
 	password, err := c.password(conn)
 	if err != nil {
@@ -90,14 +107,6 @@ func (c *Client) connect(ctx context.Context) (*connection, error) {
 	}
 	conn.release()
 	conn.session = token.SessionPresent()
-	if err := c.subscribe(ctx, conn); err != nil {
-		if ctx.Err() != nil {
-			c.stopping()
-			conn.settle(c.grace) // messages may have been handed out already
-		}
-		conn.close()
-		return nil, err
-	}
 	return conn, nil
 }
 

@@ -3,8 +3,10 @@ package natsio
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -91,6 +93,42 @@ func (o Options) dialContext(opts []nats.Option) (*nats.Conn, dialSettings, erro
 	}
 	return nc, settings, nil
 }
+
+// Prefixes are what the subjects of a connection begin with. The zero value stands for the defaults.
+type Prefixes struct {
+	API    string // of JetStream's API, with a dot at its end
+	Domain string // of JetStream, if the context names one
+	Inbox  string // of answers
+}
+
+// Prefixes tells them without a connection: they are a context's, if one is named. It reads that context and
+// the key files in it.
+func (o Options) Prefixes() (Prefixes, error) {
+	p := Prefixes{API: jetstream.DefaultAPIPrefix, Inbox: strings.TrimSuffix(nats.InboxPrefix, ".")}
+	if o.Context == "" {
+		return p, nil
+	}
+	// natscontext has no other way to give its settings away than to connect; nothing is dialed.
+	nc, s, err := natscontext.Connect(o.Context, nats.SetCustomDialer(noDialer{}), nats.RetryOnFailedConnect(true), nats.ReconnectWait(time.Minute))
+	if err != nil {
+		return p, fmt.Errorf("nats context %q: %w", o.Context, cause(err))
+	}
+	nc.Close()
+	switch {
+	case s.JSDomain != "":
+		p.Domain, p.API = s.JSDomain, "$JS."+s.JSDomain+".API."
+	case s.JSAPIPrefix != "":
+		p.API = strings.TrimSuffix(s.JSAPIPrefix, ".") + "."
+	}
+	if s.InboxPrefix != "" {
+		p.Inbox = s.InboxPrefix
+	}
+	return p, nil
+}
+
+type noDialer struct{}
+
+func (noDialer) Dial(string, string) (net.Conn, error) { return nil, errors.New("not dialed") }
 
 // credentials turns the files into options, after reading each once, since a file
 // that is missing at start is a mistake in the configuration.

@@ -72,6 +72,8 @@ Then:         downlink init downlink.yaml
 	root.AddCommand(
 		newDemoCmd(s, logs),
 		newInitCmd(s),
+		newCheckCmd(s),
+		newPermissionsCmd(s),
 		newBridgeCmd(s, logs),
 		newRelayCmd(s, logs),
 		newHubCmd(s, logs),

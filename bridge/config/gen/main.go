@@ -21,9 +21,16 @@ func main() {
 		fmt.Fprintln(os.Stderr, "gen: takes no arguments; run it in bridge/config")
 		os.Exit(2)
 	}
-	page, err := render(".", filepath.Join("..", "..", "mapping"))
+	mapping := filepath.Join("..", "..", "mapping")
+	page, err := render(".", mapping)
 	if err == nil {
 		err = os.WriteFile("REFERENCE.md", []byte(page), 0o644)
+	}
+	if err == nil {
+		var b []byte
+		if b, err = schema(".", mapping); err == nil {
+			err = os.WriteFile("schema.json", b, 0o644)
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "gen:", err)

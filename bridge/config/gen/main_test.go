@@ -27,3 +27,12 @@ func TestReferenceIsFresh(t *testing.T) {
 func TestEveryFieldIsInThePage(t *testing.T) {
 	require.Greater(t, len(config.Fields()), 70)
 }
+
+func TestSchemaIsFresh(t *testing.T) {
+	want, err := schema("..", "../../../mapping")
+	require.NoError(t, err)
+	got, err := os.ReadFile("../schema.json")
+	require.NoError(t, err)
+	require.Equal(t, string(want), string(got), "run go generate ./bridge/config")
+	require.Equal(t, string(want), string(config.Schema()))
+}
