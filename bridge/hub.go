@@ -37,6 +37,7 @@ type hub struct {
 	wakeAt   time.Time          // when it does
 	slowed   time.Time          // when the log told last that the hub throttles
 	slowedBy string             // its words
+	unread   time.Time          // when the log told last that the mailbox cannot be read
 	between  int                // sends that others have before the next one that must be alone
 	draining bool
 	drained  chan struct{} // closed when draining and no lane is left

@@ -124,10 +124,10 @@ func TestLostWhileParking(t *testing.T) {
 func TestAppendThatSeemedToFail(t *testing.T) {
 	for seed := range uint64(40) {
 		synctest.Test(t, func(t *testing.T) {
-			w, rnd := newWorld(), rand.New(rand.NewPCG(seed, 7))
+			w, rnd, faults := newWorld(), rand.New(rand.NewPCG(seed, 7)), rand.New(rand.NewPCG(seed, 8)) // faults: with the world's mutex held
 			w.full["d"] = true
-			w.flaky = func() bool { return rnd.IntN(4) == 0 }
-			w.slow = func() time.Duration { return time.Duration(rnd.IntN(20)) * time.Millisecond }
+			w.flaky = func() bool { return faults.IntN(4) == 0 }
+			w.slow = func() time.Duration { return time.Duration(faults.IntN(20)) * time.Millisecond }
 			p := w.run(t)
 			for i := range 300 {
 				w.publish("cmd.d", fmt.Sprintf("%04d", i))
@@ -273,20 +273,19 @@ func TestAnythingAtRandom(t *testing.T) {
 }
 
 func anything(t *testing.T, seed uint64) {
-	w, rnd := newWorld(), rand.New(rand.NewPCG(seed, 3))
+	w, fault := newWorld(), rand.New(rand.NewPCG(seed, 3)) // used with the world's mutex held
 	faults, kills := true, 0
 	w.kill = func(int, string, bool) bool {
-		if faults && kills < 6 && rnd.IntN(400) == 0 {
+		if faults && kills < 6 && fault.IntN(400) == 0 {
 			kills++
 			return true
 		}
 		return false
 	}
-	chance := func(n int) bool { return rnd.IntN(n) == 0 }
-	w.flaky = func() bool { return faults && seed%2 == 0 && chance(30) }
+	w.flaky = func() bool { return faults && seed%2 == 0 && fault.IntN(30) == 0 }
 	w.slow = func() time.Duration {
-		if faults && chance(5) {
-			return time.Duration(rnd.IntN(100)) * time.Millisecond
+		if faults && fault.IntN(5) == 0 {
+			return time.Duration(fault.IntN(100)) * time.Millisecond
 		}
 		return 0
 	}
@@ -295,7 +294,7 @@ func anything(t *testing.T, seed uint64) {
 		if !faults {
 			return nil
 		}
-		switch rnd.IntN(400) {
+		switch fault.IntN(400) {
 		case 0:
 			return amqpErr(LinkLost, "")
 		case 1, 2:
@@ -326,6 +325,8 @@ func anything(t *testing.T, seed uint64) {
 			}
 		}
 	})
+	rnd := rand.New(rand.NewPCG(seed, 4))
+	chance := func(n int) bool { return rnd.IntN(n) == 0 }
 	flags := []string{"plain", "plain", "plain", "coalesce", "unordered", "urgent", "lazy", "ttl", "huge"}
 	run := func() *process {
 		return w.run(t, func(o *Options) { o.Mapper = mapper; o.MaxHeld = 120 })
@@ -372,7 +373,10 @@ func anything(t *testing.T, seed uint64) {
 	for i := range 1500 {
 		tick(i)
 	}
-	w.set(func() { faults = false; clear(w.full) })
+	w.set(func() {
+		faults = false
+		clear(w.full)
+	})
 	for n := 0; w.unacked() > 0 || w.boxed() > 0; n++ {
 		if n > 2000 {
 			t.Fatalf("seed %d: %d unacked, %d in the mailbox; %+v", seed, w.unacked(), w.boxed(), p.Status())

@@ -345,8 +345,9 @@ func (h *hub) unloaded(l *lane, err error) (job, bool) {
 		if !errors.Is(err, ErrFormat) { // with many lanes it is the store, and they must not keep us busy
 			wait = min(time.Second+time.Duration(len(h.lanes))*time.Millisecond, retryMax)
 		}
-		if !l.warned {
-			l.warned = true
+		// A store that is away is told once a minute, not by each of its lanes.
+		if now := time.Now(); !l.warned && (errors.Is(err, ErrFormat) || now.Sub(h.unread) > time.Minute) {
+			l.warned, h.unread = true, now
 			h.log.Warn("device waits: its next message cannot be read from the mailbox", "device_id", l.key.device, "err", err)
 		}
 		l.waits = true

@@ -87,14 +87,13 @@ func (w *world) unacked() (n int) {
 // process is one engine in the world.
 type process struct {
 	*Bridge
-	w       *world
-	cancel  context.CancelFunc
-	done    chan error
-	dead    bool   // nothing it does has an effect any more
-	next    uint64 // the next message to deliver
-	pending []uint64
-	held    bool
-	told    bool // the source was lost for a moment: Receive says so
+	w      *world
+	cancel context.CancelFunc
+	done   chan error
+	dead   bool   // nothing it does has an effect any more
+	next   uint64 // the next message to deliver
+	held   bool
+	told   bool // the source was lost for a moment: Receive says so
 }
 
 // lose takes the source from the process, and gives it back at once.

@@ -226,6 +226,9 @@ func (r *Receipts) Store(ctx context.Context, receipt bridge.Receipt, c bridge.C
 	if err := r.publish(ctx, m, r.Stream(), 0); err != nil {
 		return fmt.Errorf("receipt: subject %s: %w", m.Subject, apiError(err))
 	}
+	if err := r.ended(ctx, receipt, c); err != nil {
+		return err
+	}
 	if !answers(receipt.Status, c) {
 		return nil
 	}
@@ -239,6 +242,24 @@ func (r *Receipts) Store(ctx context.Context, receipt bridge.Receipt, c bridge.C
 		r.log.Debug("a publisher that waits for an outcome cannot be answered", "message_id", receipt.ID, "err", oneLine{err})
 	}
 	return nil
+}
+
+// ended takes a message off what waits for feedback if it has its last fate at the bridge, after sends that were
+// not accepted: there is no outcome at the device to be missed.
+func (r *Receipts) ended(ctx context.Context, receipt bridge.Receipt, c bridge.Correlation) error {
+	if !c.Feedback || receipt.Attempts == 0 || receipt.ID == "" {
+		return nil
+	}
+	switch receipt.Status {
+	case bridge.StatusDead, bridge.StatusDropped, bridge.StatusReplaced:
+	default:
+		return nil
+	}
+	found, err := r.Find(ctx, receipt.Hub, []bridge.Record{{MessageID: receipt.ID, Device: receipt.Device}})
+	if err != nil || found[0] == nil || found[0].Status != "" {
+		return err
+	}
+	return r.Finish(ctx, found[0], receipt.Status)
 }
 
 // publish blocks until a message is durable in that stream, making it first if it is not there.

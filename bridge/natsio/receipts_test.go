@@ -291,6 +291,29 @@ func TestOverdue(t *testing.T) {
 }
 
 // More than one portion in a slot.
+// What was recorded for a send and then became a dead letter has no outcome at the device that could be missed.
+func TestDeadIsNotOverdue(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	r := newReceipts(t, connectTo(t, n.URL()), "prod")
+	for _, status := range []string{bridge.StatusDead, bridge.StatusReplaced, bridge.StatusAccepted} {
+		c := correlation()
+		c.ID, c.Expires, c.Feedback = status, time.Now().Add(-90*time.Minute), true
+		require.NoError(t, r.Record(t.Context(), c))
+		told := receipt()
+		told.ID, told.Hub, told.Device, told.Status, told.Attempts = c.ID, c.Hub, c.Device, status, 3
+		require.NoError(t, r.Store(t.Context(), told, c))
+	}
+	var due []string
+	_, err := r.Overdue(t.Context(), time.Time{}, time.Now(), func(f []*bridge.Found) error {
+		for _, f := range f {
+			due = append(due, f.ID)
+		}
+		return nil
+	})
+	require.NoError(t, err)
+	require.Equal(t, []string{bridge.StatusAccepted}, due)
+}
+
 func TestOverdueOfMany(t *testing.T) {
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
