@@ -86,12 +86,12 @@ type wanted struct {
 func (c *checker) bridge(ctx context.Context, b *config.Bridge) {
 	rights, err := BridgeRights(b)
 	if err != nil {
-		c.fail("configuration", err, "downlink check names the place")
+		c.fail("configuration", err, "correct it, or the NATS context that it names")
 		return
 	}
 	table, err := mapping.Compile(b.MappingRoutes(), b.TableOptions())
 	if err != nil {
-		c.fail("configuration", err, "downlink check names the place")
+		c.fail("configuration", err, "correct it, or the NATS context that it names")
 		return
 	}
 	create, _ := storage(b)
@@ -119,14 +119,14 @@ func (c *checker) bridge(ctx context.Context, b *config.Bridge) {
 func (c *checker) relay(ctx context.Context, r *config.Relay) {
 	rights, err := RelayRights(r)
 	if err != nil {
-		c.fail("configuration", err, "downlink check names the place")
+		c.fail("configuration", err, "correct it, or the NATS context that it names")
 		return
 	}
 	var list []wanted
 	if r.Publish.Stream != "" {
 		subjects, err := mapping.CompileRelay(r.MappingOptions())
 		if err != nil {
-			c.fail("configuration", err, "downlink check names the place")
+			c.fail("configuration", err, "correct it, or the NATS context that it names")
 			return
 		}
 		list = append(list, wanted{r.Publish.Stream, subjects.Subjects(), r.Publish.Create, ""}, wanted{stream: natsio.DeadStream(r.Name), create: true})

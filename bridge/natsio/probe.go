@@ -20,6 +20,8 @@ type Probe struct {
 	where  string
 	canary string
 	serial int
+	safe   bool  // the server refuses what it must refuse
+	unsafe error // it does not, or cannot be asked
 	errs   chan error
 }
 
@@ -71,12 +73,14 @@ func (p *Probe) Server() string { return p.where + ", nats-server " + p.nc.Conne
 func (p *Probe) May(ctx context.Context, r Right) error {
 	subject, queue, _ := strings.Cut(r.Subject, " ")
 	subject = oneOf(subject)
-	// Once for certain, on a subject that nobody listens to: a server that let such messages
+	// First on a subject that nobody listens to: a server that let such messages
 	// through must not be given ours.
-	if p.serial == 0 {
-		if _, err := p.refusal(ctx, p.canary); err != nil {
-			return err
-		}
+	if !p.safe && p.unsafe == nil {
+		_, p.unsafe = p.refusal(ctx, p.canary)
+		p.safe = p.unsafe == nil
+	}
+	if !p.safe {
+		return p.unsafe
 	}
 	if r.Op == opPublish {
 		denied, err := p.refusal(ctx, subject)

@@ -1,9 +1,11 @@
 package natsio
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -113,6 +115,46 @@ func TestProbeChangesNothing(t *testing.T) {
 		require.NoError(t, err)
 		require.Zero(t, s.CachedInfo().State.Msgs)
 	}
+}
+
+// What takes no offence at a reserved reply, whatever it is, is given nothing but the one message that nobody hears.
+func TestProbeOfWhatRefusesNothing(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	published := make(chan string, 16)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_, _ = fmt.Fprintf(c, "INFO {\"server_id\":\"x\",\"version\":\"2.11.0\",\"max_payload\":1048576,\"headers\":true}\r\n")
+		for lines := bufio.NewScanner(c); lines.Scan(); {
+			switch words := strings.Fields(lines.Text()); {
+			case len(words) == 0:
+			case words[0] == "PING":
+				_, _ = fmt.Fprint(c, "PONG\r\n")
+			case words[0] == "PUB", words[0] == "HPUB", words[0] == "SUB":
+				published <- words[1]
+			}
+		}
+	}()
+	p, err := OpenProbe(Options{URLs: []string{"nats://" + l.Addr().String()}})
+	require.NoError(t, err)
+	for _, r := range []Right{{Op: opPublish, Subject: "cmd.a"}, {Op: opSubscribe, Subject: "cmd.b"}, {Op: opPublish, Subject: "cmd.c"}} {
+		require.ErrorIs(t, p.May(t.Context(), r), ErrCannotTell)
+	}
+	p.Close()
+	require.NoError(t, l.Close())
+	<-done
+	close(published)
+	var all []string
+	for s := range published {
+		all = append(all, s)
+	}
+	require.Equal(t, []string{p.canary}, all)
 }
 
 func TestProbeSubjects(t *testing.T) {
