@@ -24,6 +24,7 @@ const (
 	LinkLost                  // the link broke while the message was in flight: outcome unknown
 	Unauthorized              // the credential was refused
 	Unrecorded                // the receipt that was asked for could not be prepared: it was not sent
+	classes                   // their number
 )
 
 func (c Class) String() string {

@@ -19,6 +19,8 @@ type hub struct {
 	sends  sync.WaitGroup
 	room   intake
 
+	outcomes outcomes
+
 	mu       sync.Mutex // guards all below, the lanes and their items
 	lanes    map[laneKey]*lane
 	busy     map[string][]*lane // by device with a message in flight: its lanes, of other streams, that wait for that
@@ -181,7 +183,7 @@ func (h *hub) send(l *lane, it *item) error {
 func (h *hub) finish(done job, err error) (job, bool) {
 	l, it := done.lane, done.item
 	v := judge(it, err, h.bridge.retryNoDevice[it.envelope.Route])
-	h.bridge.metrics.sends(h.name, err)
+	h.outcomes.add(err)
 	// Settle before the lane goes on, so that acks leave in the lane's order.
 	switch v.step {
 	case stepAccepted:

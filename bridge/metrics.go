@@ -64,8 +64,7 @@ type metrics struct {
 		received, expanded, restored, accepted, dead, dropped, replaced, parked, returned atomic.Uint64
 	}
 
-	byFate  counters[fateKey]
-	bySends counters[sendKey]
+	byFate counters[fateKey]
 }
 
 // counters counts by key. The zero value is ready.
@@ -87,7 +86,6 @@ func (c *counters[K]) each(f func(K, uint64)) {
 }
 
 type fateKey struct{ route, fate, reason string }
-type sendKey struct{ hub, outcome string }
 
 func (m *metrics) received(targets int) {
 	m.totals.received.Add(1)
@@ -114,14 +112,27 @@ func (m *metrics) fate(r Receipt) {
 	m.byFate.add(fateKey{r.Route, r.Status, r.Reason})
 }
 
-func (m *metrics) sends(hub string, err error) {
-	outcome := "accepted"
-	if e, ok := errors.AsType[*Error](err); ok {
-		outcome = e.Class.String()
-	} else if err != nil {
-		return // shutdown
+// outcomes counts one hub's sends: accepted, and each class of failure.
+type outcomes struct {
+	accepted atomic.Uint64
+	failed   [classes]atomic.Uint64
+}
+
+func (o *outcomes) add(err error) {
+	if err == nil {
+		o.accepted.Add(1)
+	} else if e, ok := errors.AsType[*Error](err); ok && e.Class >= 0 && e.Class < classes {
+		o.failed[e.Class].Add(1)
+	} // else it is the end of the process, or of owning the source
+}
+
+func (o *outcomes) each(f func(outcome string, n uint64)) {
+	f("accepted", o.accepted.Load())
+	for c := range classes {
+		if n := o.failed[c].Load(); n > 0 {
+			f(c.String(), n)
+		}
 	}
-	m.bySends.add(sendKey{hub, outcome})
 }
 
 var (
@@ -180,7 +191,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descOpen, open, h.Name)
 	}
 	c.b.metrics.byFate.each(func(k fateKey, v uint64) { counter(descFates, v, k.route, k.fate, k.reason) })
-	c.b.metrics.bySends.each(func(k sendKey, v uint64) { counter(descSends, v, k.hub, k.outcome) })
+	for name, h := range c.b.hubs {
+		h.outcomes.each(func(outcome string, n uint64) { counter(descSends, n, name, outcome) })
+	}
 }
 
 // status is a snapshot for humans.
