@@ -394,8 +394,12 @@ func sleep(ctx context.Context, d time.Duration) bool {
 func (b *Bridge) Ready() error {
 	var errs []error
 	for _, h := range b.options.Hubs {
-		if s := b.hubs[h.Name].status(); s.State != "open" {
+		s := b.hubs[h.Name].status()
+		if s.State != "open" {
 			errs = append(errs, fmt.Errorf("hub %s: %s until %s: %s", s.Name, s.State, s.Until.UTC().Format(time.RFC3339), s.Cause))
+		}
+		if s.newer > 0 {
+			errs = append(errs, fmt.Errorf("hub %s: devices whose next message in the mailbox only a newer version of downlink can read: %d; run that one", s.Name, s.newer))
 		}
 	}
 	if err := b.ledger.crew.ready(); err != nil {
