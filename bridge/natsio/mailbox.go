@@ -150,24 +150,18 @@ func (m *Mailbox) Append(ctx context.Context, p *bridge.Parcel) (repeat bool, er
 	if err != nil {
 		return false, err
 	}
-	// Not into the buffer of a connection that is down: by the time it is up again, somebody else may own the box.
 	if err := m.o.Conn.usable(); err != nil {
 		return false, err
 	}
 	if err := m.stream.unfit(); err != nil {
 		return false, err
 	}
-	var ack *jetstream.PubAck
-	publish := func(ctx context.Context) (err error) {
-		ack, err = m.o.Conn.js.PublishMsg(ctx, msg)
-		return err
-	}
-	err = m.o.Conn.request(ctx, publish)
+	ack, err := m.o.Conn.publish(ctx, msg)
 	if errors.Is(err, jetstream.ErrNoStreamResponse) {
 		if err := m.stream.ensure(ctx); err != nil {
 			return false, err
 		}
-		err = m.o.Conn.request(ctx, publish)
+		ack, err = m.o.Conn.publish(ctx, msg)
 	}
 	switch {
 	case errors.Is(err, nats.ErrMaxPayload), largerThanStream(err):

@@ -276,9 +276,7 @@ func (r *Receipts) publish(ctx context.Context, m *nats.Msg, stream string, ttl 
 		opts = append(opts, jetstream.WithMsgTTL(ttl))
 	}
 	try := func() error {
-		ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-		defer cancel()
-		_, err := r.o.Conn.js.PublishMsg(ctx, m, opts...)
+		_, err := r.o.Conn.publish(ctx, m, opts...)
 		return err
 	}
 	if err = try(); errors.Is(err, jetstream.ErrNoStreamResponse) {
