@@ -68,9 +68,8 @@ type Bridge struct {
 	ledger        *ledger
 	parker        *parker
 	metrics       *metrics
-	recent        *recent  // from the mailbox, with a durable fate
-	strays        *recent  // with a fate, and maybe an entry in the mailbox that is not known yet
-	orphans       sync.Map // by source: map[string]uint64, entries of hubs that are not configured
+	recent        *recent // from the mailbox, with a durable fate
+	strays        *recent // with a fate, and maybe an entry in the mailbox that is not known yet
 	retryNoDevice map[string]bool
 
 	// sendCtx ends sends and dead letters at the end of the grace period; Run
@@ -256,7 +255,6 @@ func (b *Bridge) adopt(stream string, boxes []Box) {
 	for name, n := range orphans {
 		b.log.Error("the mailbox holds messages for a hub that is not configured; they stay there", "hub", name, "entries", n)
 	}
-	b.orphans.Store(stream, orphans)
 }
 
 // deliver takes deliveries from one source, never more than MaxHeld at a time:
@@ -408,11 +406,5 @@ func (b *Bridge) Ready() error {
 	if err := b.parker.crew.ready(); err != nil {
 		errs = append(errs, fmt.Errorf("the mailbox cannot be written: %w", err))
 	}
-	b.orphans.Range(func(stream, left any) bool {
-		for name, n := range left.(map[string]uint64) {
-			errs = append(errs, fmt.Errorf("the mailbox holds %d messages of stream %s for hub %q, which is not configured: configure it, or purge them: downlink mailbox purge --hub %s", n, stream, name, name))
-		}
-		return true
-	})
 	return errors.Join(errs...)
 }
