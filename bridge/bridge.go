@@ -99,7 +99,8 @@ type Mailbox interface {
 	// tried again without storing it twice; one that wraps ErrUnstorable is for good.
 	Append(ctx context.Context, p *Parcel) (repeat bool, err error)
 	// Next returns the first entry of a box above a sequence of the mailbox, or nil
-	// if there is none. An error that is about the entry comes with it; one that wraps ErrFormat is for a newer version to read.
+	// if there is none. An error that is about the entry comes with it: its Message is what is
+	// stored, and its Envelope nil. One that wraps ErrFormat is for a newer version to read; any other is for good.
 	Next(ctx context.Context, b Box, above uint64) (*Parcel, error)
 	// Waiting lists the entries of a box with this coalescing key below a sequence of the mailbox.
 	Waiting(ctx context.Context, b Box, key string, below uint64) ([]*Parcel, error)
@@ -179,6 +180,8 @@ const (
 	ReasonRefused          mapping.Reason = "refused"           // the hub says that this message can never succeed
 	ReasonUnknownCondition mapping.Reason = "unknown-condition" // bounded tries used up
 	ReasonNoRoute          mapping.Reason = "no-route"
+	// ReasonUnreadable is for an entry of the mailbox that nobody can read; its message is what is stored there.
+	ReasonUnreadable mapping.Reason = "unreadable"
 	// ReasonOverflow is for a message from core NATS beyond the bound of its device's lane.
 	ReasonOverflow mapping.Reason = "overflow"
 	// ReasonShutdown is why a message from core NATS was dropped: the process ended

@@ -68,9 +68,8 @@ type Bridge struct {
 	ledger        *ledger
 	parker        *parker
 	metrics       *metrics
-	recent        *recent  // from the mailbox, with a durable fate
-	strays        *recent  // with a fate, and maybe an entry in the mailbox that is not known yet
-	orphans       sync.Map // by source: map[string]uint64, entries of hubs that are not configured
+	recent        *recent // from the mailbox, with a durable fate
+	strays        *recent // with a fate, and maybe an entry in the mailbox that is not known yet
 	retryNoDevice map[string]bool
 
 	// sendCtx ends sends and dead letters at the end of the grace period; Run
@@ -256,7 +255,6 @@ func (b *Bridge) adopt(stream string, boxes []Box) {
 	for name, n := range orphans {
 		b.log.Error("the mailbox holds messages for a hub that is not configured; they stay there", "hub", name, "entries", n)
 	}
-	b.orphans.Store(stream, orphans)
 }
 
 // deliver takes deliveries from one source, never more than MaxHeld at a time:
@@ -394,8 +392,12 @@ func sleep(ctx context.Context, d time.Duration) bool {
 func (b *Bridge) Ready() error {
 	var errs []error
 	for _, h := range b.options.Hubs {
-		if s := b.hubs[h.Name].status(); s.State != "open" {
+		s := b.hubs[h.Name].status()
+		if s.State != "open" {
 			errs = append(errs, fmt.Errorf("hub %s: %s until %s: %s", s.Name, s.State, s.Until.UTC().Format(time.RFC3339), s.Cause))
+		}
+		if s.newer > 0 {
+			errs = append(errs, fmt.Errorf("hub %s: devices whose next message in the mailbox only a newer version of downlink can read: %d; run that one", s.Name, s.newer))
 		}
 	}
 	if err := b.ledger.crew.ready(); err != nil {
@@ -404,11 +406,5 @@ func (b *Bridge) Ready() error {
 	if err := b.parker.crew.ready(); err != nil {
 		errs = append(errs, fmt.Errorf("the mailbox cannot be written: %w", err))
 	}
-	b.orphans.Range(func(stream, left any) bool {
-		for name, n := range left.(map[string]uint64) {
-			errs = append(errs, fmt.Errorf("the mailbox holds %d messages of stream %s for hub %q, which is not configured: configure it, or purge them: downlink mailbox purge --hub %s", n, stream, name, name))
-		}
-		return true
-	})
 	return errors.Join(errs...)
 }

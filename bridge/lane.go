@@ -59,6 +59,7 @@ type lane struct {
 	waits  bool // its head waits: for its timer, or among the hub's probes
 	timer  *time.Timer
 	warned bool // this streak of waiting has been logged
+	newer  bool // its next entry is for a newer version to read
 }
 
 func (l *lane) box(hub string) Box { return Box{Hub: hub, Device: l.key.device, Stream: l.key.stream} }

@@ -39,6 +39,8 @@ type HubStatus struct {
 	LanesWaiting int        `json:"lanes_waiting"`
 	Waiting      int        `json:"waiting"` // messages in lanes, those in flight included
 	Mailbox      uint64     `json:"mailbox"` // messages in the mailbox beside those
+
+	newer int // devices that wait for a newer version to read their next entry
 }
 
 // Status takes a snapshot. Safe for concurrent use, also while Run runs.
@@ -206,6 +208,9 @@ func (h *hub) status() HubStatus {
 		s.Mailbox += l.stored
 		if l.waits {
 			s.LanesWaiting++
+		}
+		if l.newer {
+			s.newer++
 		}
 	}
 	now := time.Now()

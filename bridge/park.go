@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"downlink/mapping"
 )
 
 // Parking. A lane that holds more than it may (or whose hub does) is put into the
@@ -154,13 +156,29 @@ func (p *parker) append(ctx context.Context, h *hub, l *lane, it *item, parcel *
 	return parcel.Entry == 0, err
 }
 
+// unreadable reports whether what Next returned is an entry that nobody can read, ever.
+func unreadable(q *Parcel, err error) bool {
+	return q != nil && err != nil && !errors.Is(err, ErrFormat)
+}
+
+// readable is the mailbox's Next without what cannot be read: that gets its fate when it is its turn.
+func (p *parker) readable(ctx context.Context, b Box, above uint64) (*Parcel, error) {
+	for {
+		q, err := p.mailbox.Next(ctx, b, above)
+		if !unreadable(q, err) {
+			return q, err
+		}
+		above = q.Entry
+	}
+}
+
 // find returns the entry of the item's message in the box; 0: it is not there. A box is
 // in the order of its stream, so halving the range finds it in few reads.
 func (p *parker) find(ctx context.Context, b Box, it *item) (uint64, error) {
 	seq := it.message.Sequence
 	low, high := uint64(0), uint64(1) // of the mailbox: what stands at low or before it is older
 	for {
-		q, err := p.mailbox.Next(ctx, b, high)
+		q, err := p.readable(ctx, b, high)
 		if err != nil {
 			return 0, err
 		}
@@ -171,7 +189,7 @@ func (p *parker) find(ctx context.Context, b Box, it *item) (uint64, error) {
 	}
 	for low < high {
 		middle := low + (high-low)/2
-		q, err := p.mailbox.Next(ctx, b, middle)
+		q, err := p.readable(ctx, b, middle)
 		switch {
 		case err != nil:
 			return 0, err
@@ -183,7 +201,7 @@ func (p *parker) find(ctx context.Context, b Box, it *item) (uint64, error) {
 	}
 	// Several routes of one message stand side by side.
 	for {
-		q, err := p.mailbox.Next(ctx, b, low)
+		q, err := p.readable(ctx, b, low)
 		if err != nil || q == nil || q.Message.Sequence != seq {
 			return 0, err
 		}
@@ -251,10 +269,15 @@ func (h *hub) load(l *lane) (*item, error) {
 			return nil, errBehind
 		}
 		q, err := h.bridge.parker.mailbox.Next(h.bridge.sendCtx, l.box(h.name), above)
+		if unreadable(q, err) {
+			h.bury(l, q, err)
+			continue
+		}
 		if err != nil || q == nil {
 			return nil, err
 		}
 		h.mu.Lock()
+		l.newer = false
 		if l.replaced > 0 {
 			h.mu.Unlock()
 			return nil, errReplacing
@@ -280,6 +303,20 @@ func (h *hub) load(l *lane) (*item, error) {
 		h.mu.Unlock()
 		return it, nil
 	}
+}
+
+// bury gives the lane's next entry, which nobody can read, its fate: a dead letter with what is stored. Otherwise
+// its device would wait for ever.
+func (h *hub) bury(l *lane, q *Parcel, err error) {
+	h.mu.Lock()
+	fresh := h.takeUp(l, q)
+	h.mu.Unlock()
+	if !fresh {
+		return
+	}
+	h.log.Error("an entry of the mailbox cannot be read; it becomes a dead letter as it is stored", "device_id", l.key.device, "err", err)
+	it := restored(&Parcel{Entry: q.Entry, At: q.At, Message: q.Message, Envelope: &mapping.Envelope{Hub: h.name, Device: l.key.device}})
+	h.end(it, "", it.letter(ReasonUnreadable, err, h.name))
 }
 
 // errBehind is why nothing is taken out of the mailbox: what became of more than enough of it is not durable yet.
@@ -313,7 +350,7 @@ func (h *hub) lookForMore(l *lane) {
 	defer h.mu.Unlock()
 	l.looking = false
 	switch {
-	case q != nil && (err == nil || errors.Is(err, ErrFormat)):
+	case q != nil: // also what cannot be read: load sees to it
 		l.stored = max(l.stored, 1)
 	case h.closed || l.orphan.Load():
 	case err != nil:
@@ -333,6 +370,7 @@ func (h *hub) unloaded(l *lane, err error) (job, bool) {
 	defer h.mu.Unlock()
 	h.landed(l)
 	h.gate.unused()
+	l.newer = errors.Is(err, ErrFormat)
 	switch {
 	case err == nil:
 		l.stored = 0 // somebody purged them, or more came meanwhile: it is looked up

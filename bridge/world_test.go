@@ -35,6 +35,7 @@ type world struct {
 	flaky    func() bool                   // an append that is stored is answered with an error
 	slow     func() time.Duration          // what an append, a deletion or a receipt takes besides; nil: nothing
 	huge     func(*Parcel) bool            // the mailbox can never hold it; nil: it holds everything
+	unread   map[uint64]error              // entries of the mailbox that cannot be read, and why
 	answer   func(*mapping.Envelope) error // what the hub says besides; nil, or nil: as below
 	steps    int                           // durable steps of all processes
 	kill     func(step int, name string, after bool) bool
@@ -359,6 +360,10 @@ func (m worldMailbox) Next(ctx context.Context, b Box, above uint64) (out *Parce
 	err = m.p.step("next", func() error {
 		for _, n := range slices.Sorted(maps.Keys(m.p.w.entries)) {
 			if q := m.p.w.entries[n]; n > above && m.in(b, q) {
+				if err := m.p.w.unread[n]; err != nil {
+					out = &Parcel{Entry: n, At: q.At, Message: &mapping.Input{Subject: "box", Stream: "MAILBOX", Sequence: n, Time: q.At, Payload: q.Message.Payload}}
+					return err
+				}
 				copied := *q
 				out = &copied
 				return nil

@@ -134,8 +134,12 @@ func (a *App) buildSources(c *config.Bridge, table *mapping.Table, nats *natsio.
 // buildMailbox makes the place for what waits.
 func (a *App) buildMailbox(c *config.Bridge, nats *natsio.Conn) (bridge.Mailbox, error) {
 	create, replicas := storage(c)
+	hubs := make([]string, 0, len(c.Hubs))
+	for _, h := range c.Hubs {
+		hubs = append(hubs, h.Name)
+	}
 	m, err := natsio.NewMailbox(natsio.MailboxOptions{
-		Conn: nats, Name: c.Name, Create: create, Replicas: replicas, Sources: streams(c.Routes),
+		Conn: nats, Name: c.Name, Create: create, Replicas: replicas, Sources: streams(c.Routes), Hubs: hubs,
 		MaxBytes: c.Storage.MailboxMaxBytes, Logger: a.options.Logger,
 	})
 	if err != nil {

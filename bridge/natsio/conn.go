@@ -179,6 +179,20 @@ func (c *Conn) request(ctx context.Context, ask func(context.Context) error) err
 	return err
 }
 
+// publish blocks until JetStream has acknowledged m, five seconds at most and not beyond the loss of the connection. While
+// the server is away it fails at once, because what is put into the connection's buffer then is sent when
+// the server is back, behind the caller's back: another process may have gone on with the message by then.
+func (c *Conn) publish(ctx context.Context, m *nats.Msg, opts ...jetstream.PublishOpt) (ack *jetstream.PubAck, err error) {
+	if err := c.usable(); err != nil {
+		return nil, err
+	}
+	err = c.request(ctx, func(ctx context.Context) (err error) {
+		ack, err = c.js.PublishMsg(ctx, m, opts...)
+		return err
+	})
+	return ack, err
+}
+
 // usable is Ready without permissions: whether a request has a chance at all.
 func (c *Conn) usable() error {
 	if c.nc.IsConnected() && !tooOld(c.nc.ConnectedServerVersion()) {

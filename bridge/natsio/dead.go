@@ -116,9 +116,7 @@ func (d *DeadLetters) Store(ctx context.Context, letter bridge.DeadLetter) (err 
 }
 
 func (d *DeadLetters) publish(ctx context.Context, m *nats.Msg) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	_, err := d.o.Conn.js.PublishMsg(ctx, m)
+	_, err := d.o.Conn.publish(ctx, m)
 	return err
 }
 

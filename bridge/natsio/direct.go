@@ -3,6 +3,7 @@ package natsio
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -24,13 +25,19 @@ type directRequest struct {
 const mostLast = 1024
 
 // directGet calls each with what the stream answers, in the stream's order, and blocks until that
-// was all, five seconds at most without a message. Nothing found is no error; no such stream is
-// nats.ErrNoResponders.
+// was all, five seconds at most without a message, and not beyond the loss of the connection. Nothing
+// found is no error; no such stream is nats.ErrNoResponders.
 func (c *Conn) directGet(ctx context.Context, stream string, request directRequest, each func(*nats.Msg)) error {
+	if err := c.usable(); err != nil {
+		return err
+	}
 	body, err := json.Marshal(request)
 	if err != nil {
 		return err
 	}
+	c.mu.Lock()
+	session := c.session
+	c.mu.Unlock()
 	inbox := c.nc.NewInbox()
 	// Room for all that is asked for, and the end: a SubscribeSync would have half a megabyte for each question.
 	room := request.Batch
@@ -47,7 +54,7 @@ func (c *Conn) directGet(ctx context.Context, stream string, request directReque
 		return oneLine{err}
 	}
 	for {
-		m, err := nextAnswer(ctx, answers)
+		m, err := nextAnswer(ctx, session, answers)
 		if err != nil {
 			return err
 		}
@@ -64,12 +71,14 @@ func (c *Conn) directGet(ctx context.Context, stream string, request directReque
 	}
 }
 
-func nextAnswer(ctx context.Context, answers <-chan *nats.Msg) (*nats.Msg, error) {
+func nextAnswer(ctx, session context.Context, answers <-chan *nats.Msg) (*nats.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	select {
 	case m := <-answers:
 		return m, nil
+	case <-session.Done():
+		return nil, errSessionOver
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -83,14 +92,7 @@ func (c *Conn) leaderGet(ctx context.Context, stream, subject string) (*nats.Msg
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	m, err := c.nc.RequestWithContext(ctx, c.api+"STREAM.MSG.GET."+stream, body)
-	if err != nil {
-		return nil, err
-	}
 	var answer struct {
-		Error   *jetstream.APIError `json:"error"`
 		Message struct {
 			Subject  string `json:"subject"`
 			Sequence uint64 `json:"seq"`
@@ -98,14 +100,13 @@ func (c *Conn) leaderGet(ctx context.Context, stream, subject string) (*nats.Msg
 			Data     []byte `json:"data"`
 		} `json:"message"`
 	}
-	if err := json.Unmarshal(m.Data, &answer); err != nil {
-		return nil, fmt.Errorf("get a message: %w", err)
+	err = c.apiRequest(ctx, "STREAM.MSG.GET."+stream, body, &answer)
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeMessageNotFound {
+		return nil, nil
 	}
-	if answer.Error != nil {
-		if answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound {
-			return nil, nil
-		}
-		return nil, answer.Error
+	if err != nil {
+		return nil, err
 	}
 	found := &nats.Msg{Data: answer.Message.Data, Header: nats.Header{}}
 	if len(answer.Message.Header) > 0 {

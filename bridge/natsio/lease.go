@@ -32,7 +32,7 @@ type LeaseOptions struct {
 // Lease is the ownership of a source stream by one process of a bridge name: a key that its holder
 // renews every three seconds, and that the server drops ten seconds after the last
 // renewal. The holder counts on it for eight seconds from the start of its last renewal, on its own monotonic
-// clock, so that whoever holds it next never meets one who believes that he still does. Only its own word
+// clock, and on its wall clock as well, since the former stands still while a machine is suspended, so that whoever holds it next never meets one who believes that he still does. Only its own word
 // makes the key last: an update names the revision that it replaces.
 //
 // Acquire and Run are for one goroutine each; the rest is safe for concurrent use.
@@ -42,6 +42,7 @@ type Lease struct {
 	log    *slog.Logger
 	id     string
 	began  time.Time
+	wall   func() time.Time
 	bucket string
 	key    string
 
@@ -59,6 +60,7 @@ type term struct {
 	kv       jetstream.KeyValue
 	revision uint64        // of the key; only Run's goroutine uses it
 	until    atomic.Int64  // when it ends unless it is renewed, in nanoseconds since Lease.began
+	wall     atomic.Int64  // the same on the wall clock, as Unix time in nanoseconds
 	lost     chan struct{} // closed when it has ended
 }
 
@@ -78,7 +80,7 @@ func NewLease(o LeaseOptions) (*Lease, error) {
 		host = "?"
 	}
 	l := &Lease{
-		o: o, time: realTiming(), log: logger(o.Logger).With("stream", o.Stream), began: time.Now(),
+		o: o, time: realTiming(), log: logger(o.Logger).With("stream", o.Stream), began: time.Now(), wall: time.Now,
 		id:     fmt.Sprintf("%s %d %s", host, os.Getpid(), nuid.Next()),
 		bucket: LeaseBucket(o.Name), key: kvKey(o.Stream), news: make(chan struct{}, 1),
 	}
@@ -95,7 +97,21 @@ func (l *Lease) Held() bool { return l.holds(l.term.Load()) }
 
 // holds reports whether a term has not ended, nor may have without our knowing.
 func (l *Lease) holds(t *term) bool {
-	return t != nil && l.term.Load() == t && int64(time.Since(l.began)) < t.until.Load()
+	return t != nil && l.term.Load() == t && int64(time.Since(l.began)) < t.until.Load() && l.wall().UnixNano() < t.wall.Load()
+}
+
+// moment is what a term's end is counted from.
+type moment struct {
+	since time.Duration // Lease.began
+	wall  time.Time
+}
+
+func (l *Lease) now() moment { return moment{time.Since(l.began), l.wall()} }
+
+// lasts has a term that was asked for at start last its whole length.
+func (l *Lease) lasts(t *term, start moment) {
+	t.until.Store(int64(start.since + l.time.leaseValid))
+	t.wall.Store(start.wall.Add(l.time.leaseValid).UnixNano())
 }
 
 // Ready is nil while the lease is ours or another process's, as far as known. Otherwise it is one
@@ -158,7 +174,7 @@ func (l *Lease) try(ctx context.Context) (*term, error) {
 	if err != nil {
 		return nil, err
 	}
-	start := time.Since(l.began)
+	start := l.now()
 	var revision uint64
 	err = l.o.Conn.request(ctx, func(ctx context.Context) error {
 		e, err := kv.Get(ctx, l.key)
@@ -182,7 +198,7 @@ func (l *Lease) try(ctx context.Context) (*term, error) {
 		return nil, nil
 	}
 	t := &term{kv: kv, revision: revision, lost: make(chan struct{})}
-	t.until.Store(int64(start + l.time.leaseValid))
+	l.lasts(t, start)
 	if old := l.term.Swap(t); old != nil {
 		close(old.lost) // it ran out, and Run has not noticed yet
 	}
@@ -227,14 +243,14 @@ func (l *Lease) keep(ctx context.Context, t *term) bool {
 		if l.term.Load() != t {
 			return true
 		}
-		start := time.Since(l.began)
-		if l.left(t, start) <= 0 {
+		start := l.now()
+		if l.left(t, start.since) <= 0 {
 			l.lose(t, "it was not renewed in time")
 			return true
 		}
 		switch mine, err := l.renew(ctx, t); {
 		case err == nil && mine:
-			t.until.Store(int64(start + l.time.leaseValid))
+			l.lasts(t, start)
 			l.note(nil)
 			wait = l.time.leaseRenew
 		case err == nil:

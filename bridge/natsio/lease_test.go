@@ -3,6 +3,7 @@ package natsio
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -147,6 +148,23 @@ func TestLeaseEndsBeforeItsKey(t *testing.T) {
 	link.Up()
 	standsBy(t, a, quick().leaseTTL)
 	require.True(t, b.Held())
+}
+
+// A suspended machine's monotonic clock stands still: its wall clock says how long it was away.
+func TestLeaseAfterASuspension(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	var away atomic.Int64
+	l := newLease(t, n.URL(), nil)
+	l.wall = func() time.Time { return time.Now().Add(time.Duration(away.Load())) }
+	runLease(t, l)
+	lost := acquire(t, l, 5*time.Second)
+	away.Store(int64(time.Hour))
+	require.False(t, l.Held(), "somebody else may have it by now")
+	acquire(t, l, 5*time.Second)
+	lostWithin(t, lost, time.Second)
+	away.Store(0) // a clock that is set back ends nothing
+	require.True(t, l.Held())
+	require.Never(t, func() bool { return !l.Held() }, 2*quick().leaseValid, 10*time.Millisecond)
 }
 
 // The server is away for less than the lease lasts: nothing happens. For longer: it is lost, and had again.

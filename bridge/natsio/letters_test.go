@@ -367,6 +367,7 @@ func TestRedriveRefused(t *testing.T) {
 		_, err := c.js.PublishMsg(t.Context(), &nats.Msg{Subject: "downlink.dead.x.d", Header: h})
 		require.NoError(t, err)
 	}
+	storeLetters(t, c, change(func(l *bridge.DeadLetter) { l.Reason = bridge.ReasonUnreadable }))
 	for i, want := range []string{
 		"stream COMMANDS does not store subject other.x (it stores cmd.>): add the subject",
 		"its source stream GONE does not exist any more",
@@ -376,6 +377,7 @@ func TestRedriveRefused(t *testing.T) {
 		`nobody listens on nobody.listens: does a bridge with a "source: core" route for it run?`,
 		"stored by a newer version of downlink",
 		"a relay stored it",
+		"it is an entry of the mailbox as it was stored, which could not be read",
 	} {
 		_, err := r.Redrive(t.Context(), uint64(i+1))
 		var refused *RefusedError
@@ -383,7 +385,7 @@ func TestRedriveRefused(t *testing.T) {
 		require.ErrorContains(t, err, want)
 		require.NotContains(t, err.Error(), "\n")
 	}
-	require.Len(t, chosen(t, letters, LetterFilter{}), 8, "all of them stay")
+	require.Len(t, chosen(t, letters, LetterFilter{}), 9, "all of them stay")
 }
 
 // A letter that was cut is brought back whole while its stream has it, and else not at all.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -33,8 +34,9 @@ type MailboxOptions struct {
 	Create bool
 	// Replicas of a stream that is created. Zero: as many as the one of Sources with most.
 	Replicas int
-	// Sources are the streams that messages come from.
-	Sources []string
+	// Sources are the streams that messages come from, and Hubs where they go. With both, Ready tells of entries
+	// of others, which nobody drains.
+	Sources, Hubs []string
 	// MaxBytes bounds a stream that is created. Zero: no bound of its own.
 	MaxBytes int64
 	Logger   *slog.Logger
@@ -48,6 +50,10 @@ type MailboxOptions struct {
 type Mailbox struct {
 	o      MailboxOptions
 	stream *ownStream
+
+	looked bool // for strays; only Run's goroutine asks
+	mu     sync.Mutex
+	strays map[stray]uint64
 }
 
 // NewMailbox checks the options. It does no I/O.
@@ -104,12 +110,24 @@ func contains(patterns []string, subject string) bool {
 func (m *Mailbox) Stream() string { return m.stream.config.Name }
 
 // Ready is nil if the mailbox can be used, as far as known. Otherwise it is one line.
-func (m *Mailbox) Ready() error { return m.stream.ready() }
+func (m *Mailbox) Ready() error {
+	if err := m.stream.ready(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.straysError(m.strays)
+}
 
-// Run makes sure that the stream exists, again after each reconnect, until ctx is done. Without it
-// the first call that misses the stream does.
+// Run makes sure that the stream exists, again after each reconnect, and looks for entries that nobody
+// drains, until ctx is done. Without it the first call that misses the stream makes it.
 func (m *Mailbox) Run(ctx context.Context) error {
-	m.stream.run(ctx)
+	keepEnsured(ctx, m.o.Conn, func(ctx context.Context) error {
+		if err := m.stream.ensure(ctx); err != nil {
+			return err
+		}
+		return m.findStrays(ctx)
+	})
 	return nil
 }
 
@@ -150,24 +168,18 @@ func (m *Mailbox) Append(ctx context.Context, p *bridge.Parcel) (repeat bool, er
 	if err != nil {
 		return false, err
 	}
-	// Not into the buffer of a connection that is down: by the time it is up again, somebody else may own the box.
 	if err := m.o.Conn.usable(); err != nil {
 		return false, err
 	}
 	if err := m.stream.unfit(); err != nil {
 		return false, err
 	}
-	var ack *jetstream.PubAck
-	publish := func(ctx context.Context) (err error) {
-		ack, err = m.o.Conn.js.PublishMsg(ctx, msg)
-		return err
-	}
-	err = m.o.Conn.request(ctx, publish)
+	ack, err := m.o.Conn.publish(ctx, msg)
 	if errors.Is(err, jetstream.ErrNoStreamResponse) {
 		if err := m.stream.ensure(ctx); err != nil {
 			return false, err
 		}
-		err = m.o.Conn.request(ctx, publish)
+		ack, err = m.o.Conn.publish(ctx, msg)
 	}
 	switch {
 	case errors.Is(err, nats.ErrMaxPayload), largerThanStream(err):

@@ -239,6 +239,33 @@ func TestMailboxEntriesThatCannotBeRead(t *testing.T) {
 	require.Len(t, boxes, 2)
 }
 
+// What nobody drains since its hub or its stream is not configured any more shows, until it is purged.
+func TestMailboxStrays(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	c := connectTo(t, n.URL())
+	configured := func(o *MailboxOptions) { o.Sources, o.Hubs = []string{"COMMANDS"}, []string{"main"} }
+	m := mailbox(t, c, configured)
+	appendTo(t, m, waits("d", 1))
+	of := func(stream, hub string, seq int) uint64 {
+		p := waits("d", seq)
+		p.Message.Stream, p.Envelope.Hub = stream, hub
+		return appendTo(t, m, p)
+	}
+	strays := []uint64{of("OLD", "main", 1), of("OLD", "main", 2), of("COMMANDS", "gone.eu", 3)}
+	m = mailbox(t, c, configured)
+	require.Error(t, m.Ready())
+	stop := run(t, m.Run)
+	const want = "the mailbox holds 1 messages of stream COMMANDS for hub gone.eu, which is not configured: configure it, or purge them: downlink mailbox purge --hub gone.eu --stream COMMANDS; " +
+		"2 messages of stream OLD for hub main, and no route takes from that stream any more: configure one, or purge them: downlink mailbox purge --hub main --stream OLD"
+	require.Eventually(t, func() bool { err := m.Ready(); return err != nil && err.Error() == want }, 10*time.Second, 5*time.Millisecond, "%v", m.Ready())
+	stop()
+	for _, entry := range strays {
+		require.NoError(t, m.Delete(t.Context(), entry))
+	}
+	require.NoError(t, m.findStrays(t.Context()))
+	require.NoError(t, m.Ready())
+}
+
 // A stream that somebody made without direct gets: the leader answers.
 func TestMailboxWithoutDirectGet(t *testing.T) {
 	n := bridgetest.RunNATS(t)

@@ -21,7 +21,8 @@ type ownStream struct {
 	cannot string                             // what does not work without it, as in "dead letters cannot be stored"
 	prefix string                             // of its subjects, with a dot at its end
 	config jetstream.StreamConfig             // of a stream that is created; Replicas is set by ensure
-	check  func(jetstream.StreamConfig) error // of one that exists; nil: any will do
+	flags  string                             // of the command that makes it, beside its name and subjects
+	check  func(jetstream.StreamConfig) error // of what there is; nil: any will do
 	create bool
 	copies copies
 
@@ -102,19 +103,22 @@ func (s *ownStream) ensure(ctx context.Context) (err error) {
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		if !s.create {
-			return fmt.Errorf("stream %s for %s does not exist: `nats stream add %s --subjects '%s'` or set storage.create: true",
-				name, s.use, name, strings.Join(s.config.Subjects, ","))
+			return fmt.Errorf("stream %s for %s does not exist: `nats stream add %s --subjects '%s'%s` or set storage.create: true",
+				name, s.use, name, strings.Join(s.config.Subjects, ","), s.flags)
 		}
 		cfg := s.config
 		cfg.Replicas = s.copies.count(ctx, js)
-		err = createStream(ctx, js, cfg)
-	case err == nil && s.check != nil:
-		if err := s.check(found.CachedInfo().Config); err != nil {
-			return &unfitError{fmt.Errorf("stream %s for %s: %w", name, s.use, err)}
+		if err = createStream(ctx, js, cfg); err == nil {
+			found, err = js.Stream(ctx, name)
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("stream %s for %s: %w", name, s.use, apiError(err))
+	}
+	if s.check != nil {
+		if err := s.check(found.CachedInfo().Config); err != nil {
+			return &unfitError{fmt.Errorf("stream %s for %s: %w", name, s.use, err)}
+		}
 	}
 	return nil
 }
@@ -128,6 +132,14 @@ func (s *ownStream) note(err error) {
 	if err != nil && !errors.Is(err, context.Canceled) && (was == nil || was.Error() != err.Error()) {
 		s.log.Warn(s.cannot, "err", err)
 	}
+}
+
+// used keeps for Ready how a use of the stream went. That it is unfit stays, until it was looked at again.
+func (s *ownStream) used(err error) {
+	if err == nil && s.unfit() != nil {
+		return
+	}
+	s.note(err)
 }
 
 // ready is nil if the stream can be used, as far as known.

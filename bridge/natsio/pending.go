@@ -139,7 +139,7 @@ func (r *Receipts) put(ctx context.Context, key string, e pendingEntry, ttl time
 		return err
 	}
 	m := &nats.Msg{Subject: kvPrefix(r.o.Name) + key, Data: value, Header: nats.Header{"Downlink-Format": {"1"}}}
-	if err := r.publish(ctx, m, r.bucketStream(), ttl); err != nil {
+	if err := r.publish(ctx, m, r.pending, ttl); err != nil {
 		return r.bucketError(err)
 	}
 	return nil
@@ -248,7 +248,7 @@ func (r *Receipts) find(ctx context.Context, keys []string) (map[string]*bridge.
 	err := r.o.Conn.directGet(ctx, r.bucketStream(), request, each)
 	if errors.Is(err, nats.ErrNoResponders) {
 		// Either there is no bucket yet, and nothing was recorded, or JetStream is away.
-		if err = r.ensure(ctx); err == nil {
+		if err = r.pending.ensure(ctx); err == nil {
 			err = r.o.Conn.directGet(ctx, r.bucketStream(), request, each)
 		}
 	}
@@ -274,10 +274,15 @@ func (r *Receipts) Overdue(ctx context.Context, from, to time.Time, handle func(
 	if oldest := slotOf(to.Add(-pendingMaxAge)); from.IsZero() || first < oldest {
 		first = oldest
 	}
+	// After a start there are hundreds of slots to look at, for nothing if nobody asks for feedback.
+	empty, err := r.nothingPending(ctx)
 	begin := func(slot int64) time.Time { return time.Unix(slot*int64(slotLength/time.Second), 0) }
-	filled, err := r.filled(ctx, first, last)
 	if errors.Is(err, nats.ErrNoResponders) && r.noBucket(ctx) {
 		return from, nil
+	}
+	var filled []int64
+	if err == nil && !empty {
+		filled, err = r.filled(ctx, first, last)
 	}
 	if err != nil {
 		return begin(first), r.bucketError(err)
@@ -292,6 +297,13 @@ func (r *Receipts) Overdue(ctx context.Context, from, to time.Time, handle func(
 
 func (r *Receipts) bucketError(err error) error {
 	return fmt.Errorf("bucket %s: %w", PendingBucket(r.o.Name), apiError(err))
+}
+
+// nothingPending reports whether the bucket is empty.
+func (r *Receipts) nothingPending(ctx context.Context) (bool, error) {
+	empty := true
+	err := r.o.Conn.directGet(ctx, r.bucketStream(), directRequest{Next: kvPrefix(r.o.Name) + ">", Seq: 1, Batch: 1}, func(*nats.Msg) { empty = false })
+	return empty, err
 }
 
 // filled lists the slots that have anything, in order. It asks for many at once: after a start there

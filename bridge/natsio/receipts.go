@@ -1,6 +1,7 @@
 package natsio
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -51,12 +51,13 @@ type ReceiptsOptions struct {
 // bucket what feedback is still to come. It implements bridge.Receipts and
 // bridge.Pending. Safe for concurrent use; callers do not wait for each other.
 type Receipts struct {
-	o   ReceiptsOptions
-	log *slog.Logger
+	o       ReceiptsOptions
+	log     *slog.Logger
+	stream  *ownStream // of the receipts
+	pending *ownStream // of the bucket
 
 	mu    sync.Mutex
 	used  bool
-	err   error                    // why receipts cannot be stored, as far as known
 	asked map[string]chan struct{} // by hub: closed at the first record
 	first chan struct{}            // closed at the first use
 	// replicated: a direct get from the bucket may be answered by a replica that is behind. True until the bucket is known.
@@ -78,9 +79,20 @@ func NewReceipts(o ReceiptsOptions) (*Receipts, error) {
 		o.MaxBytes = receiptsMaxBytes
 	}
 	r := &Receipts{o: o, log: logger(o.Logger), asked: make(map[string]chan struct{}), first: make(chan struct{}), replicated: true}
+	own := func(cfg jetstream.StreamConfig, prefix, flags string) *ownStream {
+		s := &ownStream{
+			conn: o.Conn, log: r.log, use: "receipts", cannot: "receipts cannot be stored", prefix: prefix, flags: flags,
+			config: cfg, check: r.check, create: o.Create, copies: copies{o.Replicas, o.Sources},
+		}
+		if o.Wanted {
+			s.err = errors.New("stream " + cfg.Name + ": not checked yet")
+		}
+		return s
+	}
+	r.stream = own(r.streamConfig(), receiptPrefix(o.Name), " --allow-direct --discard new")
+	r.pending = own(r.bucketConfig(), kvPrefix(o.Name), " --allow-direct --discard new --allow-msg-ttl --max-msgs-per-subject 1")
 	if o.Wanted {
 		r.used = true
-		r.err = errors.New("stream " + r.Stream() + ": not checked yet")
 		close(r.first)
 	}
 	return r, nil
@@ -92,17 +104,7 @@ func (r *Receipts) Stream() string { return ReceiptStream(r.o.Name) }
 // Ready is nil if receipts can be stored, as far as known without one, or if nobody has asked for any.
 // Otherwise it is one line.
 func (r *Receipts) Ready() error {
-	pending := kvPrefix(r.o.Name)
-	denied := r.o.Conn.deniedOf(func(op, subject string) bool {
-		return op == "publish" && (strings.HasPrefix(subject, receiptPrefix(r.o.Name)) || strings.HasPrefix(subject, pending) ||
-			hasToken(subject, r.Stream()) || hasToken(subject, r.bucketStream()))
-	})
-	if denied != "" {
-		return errors.New("missing NATS permission: " + denied + " (receipts)")
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.err
+	return cmp.Or(r.stream.ready(), r.pending.ready())
 }
 
 // Able is nil while it makes sense to store receipts: NATS is there, and so are stream and bucket.
@@ -135,83 +137,30 @@ func (r *Receipts) use() {
 }
 
 // ensure finds or creates stream and bucket.
-func (r *Receipts) ensure(ctx context.Context) (err error) {
-	defer func() { r.note(err) }()
-	if err := r.o.Conn.usable(); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, 2*apiTimeout)
-	defer cancel()
-	for _, cfg := range []jetstream.StreamConfig{r.streamConfig(), r.bucketConfig()} {
-		if err := r.ensureOne(ctx, cfg); err != nil {
-			return err
-		}
-	}
-	return nil
+func (r *Receipts) ensure(ctx context.Context) error {
+	return cmp.Or(r.stream.ensure(ctx), r.pending.ensure(ctx))
 }
 
-func (r *Receipts) ensureOne(ctx context.Context, cfg jetstream.StreamConfig) error {
-	js := r.o.Conn.js
-	s, err := js.Stream(ctx, cfg.Name)
-	switch {
-	case err == nil:
-		r.learn(s.CachedInfo().Config)
-		return r.fits(s.CachedInfo().Config, cfg)
-	case errors.Is(err, jetstream.ErrStreamNotFound):
-		if !r.o.Create {
-			return fmt.Errorf("stream %s for receipts does not exist: %s, or set storage.create: true", cfg.Name, addCommand(cfg))
-		}
-		cfg.Replicas = copies{r.o.Replicas, r.o.Sources}.count(ctx, js)
-		err = createStream(ctx, js, cfg)
-	}
-	if err != nil {
-		return fmt.Errorf("stream %s for receipts: %w", cfg.Name, apiError(err))
-	}
-	r.learn(cfg)
-	return nil
-}
-
-func (r *Receipts) learn(cfg jetstream.StreamConfig) {
-	if cfg.Name == r.bucketStream() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.replicated = cfg.Replicas > 1
-	}
-}
-
-// fits refuses a stream of somebody else's making that cannot do what is needed of it.
-func (r *Receipts) fits(has, needs jetstream.StreamConfig) error {
+// check refuses a stream of somebody else's making that cannot do what is needed of it.
+func (r *Receipts) check(has jetstream.StreamConfig) error {
+	bucket := has.Name == r.bucketStream()
 	switch {
 	case !has.AllowDirect:
-		return fmt.Errorf("stream %s for receipts: direct get is off: `nats stream edit %[1]s --allow-direct`", has.Name)
-	case needs.AllowMsgTTL && !has.AllowMsgTTL:
-		return fmt.Errorf("stream %s for receipts: per-message TTL is off: `nats stream edit %[1]s --allow-msg-ttl`", has.Name)
+		return fmt.Errorf("direct get is off: `nats stream edit %s --allow-direct`", has.Name)
+	case bucket && !has.AllowMsgTTL:
+		return fmt.Errorf("per-message TTL is off: `nats stream edit %s --allow-msg-ttl`", has.Name)
+	case bucket:
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.replicated = has.Replicas > 1
 	}
 	return nil
-}
-
-func addCommand(cfg jetstream.StreamConfig) string {
-	flags := " --allow-direct --discard new"
-	if cfg.AllowMsgTTL {
-		flags += " --allow-msg-ttl --max-msgs-per-subject 1"
-	}
-	return fmt.Sprintf("`nats stream add %s --subjects '%s'%s`", cfg.Name, cfg.Subjects[0], flags)
 }
 
 func (r *Receipts) streamConfig() jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: r.Stream(), Subjects: []string{receiptPrefix(r.o.Name) + ">"}, MaxAge: r.o.MaxAge, MaxBytes: r.o.MaxBytes,
 		Discard: jetstream.DiscardNew, AllowDirect: true,
-	}
-}
-
-func (r *Receipts) note(err error) {
-	r.mu.Lock()
-	was := r.err
-	r.err = err
-	r.mu.Unlock()
-	if err != nil && !errors.Is(err, context.Canceled) && (was == nil || was.Error() != err.Error()) {
-		r.log.Warn("receipts cannot be stored", "err", err)
 	}
 }
 
@@ -223,7 +172,7 @@ func (r *Receipts) Store(ctx context.Context, receipt bridge.Receipt, c bridge.C
 	if err != nil {
 		return err
 	}
-	if err := r.publish(ctx, m, r.Stream(), 0); err != nil {
+	if err := r.publish(ctx, m, r.stream, 0); err != nil {
 		return fmt.Errorf("receipt: subject %s: %w", m.Subject, apiError(err))
 	}
 	if err := r.ended(ctx, receipt, c); err != nil {
@@ -264,25 +213,23 @@ func (r *Receipts) ended(ctx context.Context, receipt bridge.Receipt, c bridge.C
 
 // publish blocks until a message is durable in that stream, making it first if it is not there.
 // ttl: how long the server keeps it; zero: as long as the stream says.
-func (r *Receipts) publish(ctx context.Context, m *nats.Msg, stream string, ttl time.Duration) (err error) {
+func (r *Receipts) publish(ctx context.Context, m *nats.Msg, stream *ownStream, ttl time.Duration) (err error) {
 	r.use()
 	defer func() {
 		if ctx.Err() == nil {
-			r.note(err)
+			stream.used(err)
 		}
 	}()
-	opts := []jetstream.PublishOpt{jetstream.WithExpectStream(stream)}
+	opts := []jetstream.PublishOpt{jetstream.WithExpectStream(stream.config.Name)}
 	if ttl > 0 {
 		opts = append(opts, jetstream.WithMsgTTL(ttl))
 	}
 	try := func() error {
-		ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-		defer cancel()
-		_, err := r.o.Conn.js.PublishMsg(ctx, m, opts...)
+		_, err := r.o.Conn.publish(ctx, m, opts...)
 		return err
 	}
 	if err = try(); errors.Is(err, jetstream.ErrNoStreamResponse) {
-		if err := r.ensure(ctx); err != nil {
+		if err := stream.ensure(ctx); err != nil {
 			return err
 		}
 		err = try()

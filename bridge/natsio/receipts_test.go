@@ -290,7 +290,6 @@ func TestOverdue(t *testing.T) {
 	require.Error(t, err)
 }
 
-// More than one portion in a slot.
 // What was recorded for a send and then became a dead letter has no outcome at the device that could be missed.
 func TestDeadIsNotOverdue(t *testing.T) {
 	n := bridgetest.RunNATS(t)
@@ -314,6 +313,29 @@ func TestDeadIsNotOverdue(t *testing.T) {
 	require.Equal(t, []string{bridge.StatusAccepted}, due)
 }
 
+// A bridge that nobody asks for feedback looks once, not at each ten minutes of three days.
+func TestOverdueOfNone(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	r := newReceipts(t, connectTo(t, n.URL()), "prod")
+	none := func([]*bridge.Found) error { return nil }
+	upTo, err := r.Overdue(t.Context(), time.Time{}, time.Now(), none)
+	require.NoError(t, err)
+	require.Zero(t, upTo, "no bucket")
+	require.NoError(t, r.ensure(t.Context()))
+	asked := make(chan *nats.Msg, 1000)
+	watch := n.Conn(t)
+	_, err = watch.ChanSubscribe("$JS.API.DIRECT.GET.>", asked)
+	require.NoError(t, err)
+	require.NoError(t, watch.Flush())
+	now := time.Now()
+	upTo, err = r.Overdue(t.Context(), time.Time{}, now, none)
+	require.NoError(t, err)
+	require.WithinDuration(t, now, upTo, slotLength, "all of it was swept")
+	require.NoError(t, watch.Flush())
+	require.Len(t, asked, 1)
+}
+
+// More than one portion in a slot.
 func TestOverdueOfMany(t *testing.T) {
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
@@ -399,11 +421,13 @@ func TestReceiptsNotReady(t *testing.T) {
 	n.CreateStream(t, "PROD_RECEIPTS", "prod.receipt.>")
 	n.CreateStream(t, "KV_prod-pending", "$KV.prod-pending.>")
 	run(t, r.Run)
+	const unfit = "stream PROD_RECEIPTS for receipts: direct get is off: `nats stream edit PROD_RECEIPTS --allow-direct`"
 	require.Eventually(t, func() bool {
 		err := r.Ready()
-		return err != nil && err.Error() != "stream PROD_RECEIPTS: not checked yet"
+		return err != nil && err.Error() == unfit
 	}, 5*time.Second, time.Millisecond)
-	require.ErrorContains(t, r.Ready(), "--allow-direct")
+	require.NoError(t, r.Store(t.Context(), receipt(), bridge.Correlation{}))
+	require.EqualError(t, r.Ready(), unfit, "whatever else it can do")
 	_, err = NewReceipts(ReceiptsOptions{Conn: c, Name: "a.b"})
 	require.Error(t, err)
 }

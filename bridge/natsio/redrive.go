@@ -173,6 +173,9 @@ func (r *Redriver) prepare(ctx context.Context, entry uint64) (to Redriven, m *n
 		return refuse("a relay stored it, and the hub has completed its message: there is no source to bring it back to")
 	}
 	in := *l.Message
+	if l.Reason == bridge.ReasonUnreadable {
+		return refuse("it is an entry of the mailbox as it was stored, which could not be read: have its message published again")
+	}
 	if err := checkSubject(in.Subject); err != nil {
 		return refuse("%w", err)
 	}

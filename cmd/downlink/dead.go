@@ -386,6 +386,8 @@ func deadRemedy(l *natsio.Letter) string {
 		return "the hub refused it: mend what its text says, then " + redrive
 	case bridge.ReasonNoRoute:
 		return "add a route for its subject, then " + redrive
+	case bridge.ReasonUnreadable:
+		return "an entry of the mailbox that is damaged, or that somebody else put there: its body is all that is left (downlink dead show); have the message published again"
 	case "loop":
 		return "it came through this bridge before: look at who publishes it again"
 	case "overflow":
