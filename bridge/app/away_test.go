@@ -52,6 +52,7 @@ func (p *plant) requests() int64 {
 // TestAwayAndBack: NATS, the hub, or both go away in the middle of the traffic, by connections that end, or NATS by one that is silent (how the hub's
 // is noticed after a minute is in hubservice). /readyz says which, nobody spins meanwhile, and all comes back by itself: nothing is lost, the order is kept.
 func TestAwayAndBack(t *testing.T) {
+	t.Parallel()
 	for name, x := range map[string]struct {
 		nats, hub, silent bool
 	}{

@@ -18,6 +18,7 @@ import (
 
 // Through restarts and cut links: tried again until it is stored, each entry is there once, in order.
 func TestMailboxThroughFaults(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]func(*testing.T, *bridgetest.NATS, *bridgetest.Link){
 		"restart": func(t *testing.T, n *bridgetest.NATS, _ *bridgetest.Link) { n.Restart(t) },
 		"cut":     func(_ *testing.T, _ *bridgetest.NATS, l *bridgetest.Link) { l.Cut() },
@@ -75,6 +76,7 @@ func TestMailboxThroughFaults(t *testing.T) {
 
 // Not buffered: whoever owns the box when the server is back must not find a stranger's entry behind its own.
 func TestMailboxFailsWhileAway(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
 	m := mailbox(t, c, nil)
@@ -98,6 +100,7 @@ func TestMailboxFailsWhileAway(t *testing.T) {
 
 // More boxes than the server lists at a time.
 func TestMailboxManyBoxes(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("stores 100,100 messages")
 	}
@@ -126,6 +129,7 @@ func TestMailboxManyBoxes(t *testing.T) {
 
 // While the pages are read, boxes come and go: what stays is never missed.
 func TestPages(t *testing.T) {
+	t.Parallel()
 	var all []string
 	for i := range 25 {
 		all = append(all, fmt.Sprintf("s%02d", i))

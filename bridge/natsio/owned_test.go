@@ -70,6 +70,7 @@ func (w *owner) receives(last uint64, limit time.Duration) (got []uint64) {
 }
 
 func TestOwnedWithoutALease(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	w := runOwner(t, n.URL(), nil)
@@ -81,6 +82,7 @@ func TestOwnedWithoutALease(t *testing.T) {
 
 // Nothing is pulled, and nothing is looked up, before Own.
 func TestOwnedPullsOnlyWhileHeld(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -107,6 +109,7 @@ func TestOwnedPullsOnlyWhileHeld(t *testing.T) {
 
 // In order: what the old owner held comes to the new one at once, in order, and only once.
 func TestOwnedHandover(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -143,6 +146,7 @@ func TestOwnedHandover(t *testing.T) {
 
 // kill -9: the lease, the pin and the AckWait run out side by side.
 func TestOwnedTakeOverAfterACrash(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -172,6 +176,7 @@ func TestOwnedTakeOverAfterACrash(t *testing.T) {
 // The owner stops renewing (SIGSTOP, a long pause) and wakes up as the next one works: what it holds is not its
 // own any more, whatever it does.
 func TestOwnedStalledOwner(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -218,6 +223,7 @@ func TestOwnedStalledOwner(t *testing.T) {
 
 // The server is away so long that the lease is lost; the same process has it again, and begins anew.
 func TestOwnedThroughALongOutage(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -241,6 +247,7 @@ func TestOwnedThroughALongOutage(t *testing.T) {
 
 // A short one, with everything in flight: the tenure goes on, and nothing is repeated.
 func TestOwnedThroughARestart(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	const total = 3000
@@ -256,6 +263,7 @@ func TestOwnedThroughARestart(t *testing.T) {
 
 // A process of a version without leases is pinned: it loses the pin to the owner at once, not after its TTL.
 func TestOwnedTakesThePin(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -274,6 +282,7 @@ func TestOwnedTakesThePin(t *testing.T) {
 
 // The consumer is deleted while nobody owns the stream: the next tenure of a process goes on where the last one was.
 func TestOwnedConsumerDeletedBetween(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)

@@ -44,6 +44,7 @@ func (p *puller) letOut() (seqs []uint64) {
 // While the server hung (a frozen machine, a lost network) nobody's AckWait ran out, and
 // the former owner's progress acks arrive with the end of it. The same when we hung.
 func TestBarrierWaitsAnewAfterASilence(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := silent(t)
 		time.Sleep(time.Minute)
@@ -66,6 +67,7 @@ func TestBarrierWaitsAnewAfterASilence(t *testing.T) {
 }
 
 func TestBarrierGivesUpOnAServerThatTalks(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := silent(t)
 		for range 12 {
@@ -80,6 +82,7 @@ func TestBarrierGivesUpOnAServerThatTalks(t *testing.T) {
 
 // Who lost the pin behind its barrier would wait in vain for what is pending.
 func TestBarrierOfAFormerOwnerLetsNothingOut(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{deliveredConsumer: 4, deliveredStream: 4, pending: 4})
 	require.Equal(t, wait, outcomeOf(b, at(5, 5, "mine"), t0))
@@ -102,6 +105,7 @@ func TestBarrierOfAFormerOwnerLetsNothingOut(t *testing.T) {
 }
 
 func TestBarrierDoesNotGiveUpWhenAnotherIsPinned(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{deliveredConsumer: 4, deliveredStream: 4, pending: 4})
 	require.Equal(t, wait, outcomeOf(b, at(5, 5, "mine"), t0))

@@ -139,6 +139,7 @@ func pendingOf(t testing.TB, js jetstream.JetStream) *jetstream.ConsumerInfo {
 }
 
 func TestSourceDelivers(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -179,6 +180,7 @@ func TestSourceDelivers(t *testing.T) {
 
 // What is held is neither redelivered nor let out twice, however long it takes.
 func TestSourceKeepsWhatItHolds(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -192,6 +194,7 @@ func TestSourceKeepsWhatItHolds(t *testing.T) {
 }
 
 func TestSourceRecognisesRedeliveries(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -213,6 +216,7 @@ func TestSourceRecognisesRedeliveries(t *testing.T) {
 
 // The owner dies with unacked messages; newer ones wait in the stream and more are published.
 func TestSourceTakesOverInOrder(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -245,6 +249,7 @@ func TestSourceTakesOverInOrder(t *testing.T) {
 
 // Two owners: one gets all; the other takes over when it dies.
 func TestSourceStandby(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -275,6 +280,7 @@ func TestSourceStandby(t *testing.T) {
 
 // An owner that is drained lets go of what it did not hand out at once; a second one goes on in order.
 func TestSourceDrain(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -298,6 +304,7 @@ func TestSourceDrain(t *testing.T) {
 }
 
 func TestSourceMissingStreamIsCreated(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	js := n.JetStream(t)
 	w := runOwner(t, n.URL(), func(o *SourceOptions) { o.Create, o.Start = true, "" })
@@ -307,6 +314,7 @@ func TestSourceMissingStreamIsCreated(t *testing.T) {
 }
 
 func TestSourceStart(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -331,6 +339,7 @@ func TestSourceStart(t *testing.T) {
 }
 
 func TestSourceWorkQueueStartsAtAll(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "S", Subjects: []string{"cmd.>"}, Retention: jetstream.WorkQueuePolicy})
 	js := n.JetStream(t)
@@ -351,6 +360,7 @@ func TestSourceWorkQueueStartsAtAll(t *testing.T) {
 
 // Messages that are deleted while a dead owner holds them do not hold the next one up.
 func TestSourcePurgedPending(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	stream := n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -371,6 +381,7 @@ func TestSourcePurgedPending(t *testing.T) {
 }
 
 func TestSourceBoundsWhatItHolds(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -386,6 +397,7 @@ func TestSourceBoundsWhatItHolds(t *testing.T) {
 }
 
 func TestSourceNamesWhatIsWrong(t *testing.T) {
+	t.Parallel()
 	plain := bridgetest.RunNATS(t, func(o *server.Options) { o.JetStream = false })
 	w := runOwner(t, plain.URL(), nil)
 	becomes(t, w.source.Ready, "stream S: nobody answers for JetStream")
@@ -414,6 +426,7 @@ func TestSourceNamesWhatIsWrong(t *testing.T) {
 }
 
 func TestSourceOptions(t *testing.T) {
+	t.Parallel()
 	for _, o := range []SourceOptions{
 		{Stream: "", Consumer: "c"}, {Stream: "a.b", Consumer: "c"}, {Stream: "S", Consumer: "a b"}, {Stream: "S", Consumer: ""},
 		{Stream: "S", Consumer: "c", Start: "yesterday"},
