@@ -125,6 +125,8 @@ func (w *owner) ready() {
 
 func publish(t testing.TB, js jetstream.JetStream, from, to int) {
 	t.Helper()
+	// What is written before the client has noticed that a server was stopped is lost, and so is its answer.
+	require.Eventually(t, func() bool { return js.Conn().FlushTimeout(time.Second) == nil }, 10*time.Second, 10*time.Millisecond)
 	for i := from; i <= to; i++ {
 		_, err := js.Publish(t.Context(), "cmd.d"+strconv.Itoa(i%7), []byte(strconv.Itoa(i)))
 		require.NoError(t, err)
