@@ -21,7 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	bridgetest.Parallel(12)
+	bridgetest.Parallel(8)
 	bridgetest.VerifyTestMain(m)
 }
 

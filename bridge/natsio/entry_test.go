@@ -151,7 +151,6 @@ func randomParcel(r *rand.Rand) *bridge.Parcel {
 
 // Through NATS's own encoding of headers, too.
 func TestEntryRoundTrip(t *testing.T) {
-	t.Parallel()
 	for seed := range uint64(5000) {
 		p := randomParcel(rand.New(rand.NewPCG(seed, 3)))
 		h, body, err := encodeEntry(p)

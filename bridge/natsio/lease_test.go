@@ -68,7 +68,6 @@ func kept(t testing.TB, lost <-chan struct{}) {
 
 // One holds it, as long as it lives; at its ordered end the next one has it at once.
 func TestLease(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	a, b := newLease(t, n.URL(), nil), newLease(t, n.URL(), nil)
@@ -103,7 +102,6 @@ func TestLease(t *testing.T) {
 
 // As after kill -9, or while it is stopped: the holder renews no more, and says nothing.
 func TestLeaseOfADeadHolder(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	a, b := newLease(t, n.URL(), nil), newLease(t, n.URL(), nil)
@@ -125,7 +123,6 @@ func TestLeaseOfADeadHolder(t *testing.T) {
 
 // By its own clock a holder gives up before the server does, so never are there two.
 func TestLeaseEndsBeforeItsKey(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	link := n.Link(t)
@@ -154,7 +151,6 @@ func TestLeaseEndsBeforeItsKey(t *testing.T) {
 
 // The server is away for less than the lease lasts: nothing happens. For longer: it is lost, and had again.
 func TestLeaseThroughRestarts(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	a := newLease(t, n.URL(), nil)
@@ -179,7 +175,6 @@ func TestLeaseThroughRestarts(t *testing.T) {
 
 // The answer to a renewal gets lost: the key is ours all the same.
 func TestLeaseRenewedWithoutKnowing(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	a := newLease(t, n.URL(), nil)

@@ -166,7 +166,6 @@ func TestLetters(t *testing.T) {
 
 // Many letters come page by page, each once and in order, also while they are deleted.
 func TestLettersInPages(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
 	const count = 3*scanBatch + 17

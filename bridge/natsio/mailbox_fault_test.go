@@ -76,7 +76,6 @@ func TestMailboxThroughFaults(t *testing.T) {
 
 // Not buffered: whoever owns the box when the server is back must not find a stranger's entry behind its own.
 func TestMailboxFailsWhileAway(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
 	m := mailbox(t, c, nil)
@@ -100,7 +99,6 @@ func TestMailboxFailsWhileAway(t *testing.T) {
 
 // More boxes than the server lists at a time.
 func TestMailboxManyBoxes(t *testing.T) {
-	t.Parallel()
 	if testing.Short() {
 		t.Skip("stores 100,100 messages")
 	}

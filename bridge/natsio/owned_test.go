@@ -82,7 +82,6 @@ func TestOwnedWithoutALease(t *testing.T) {
 
 // Nothing is pulled, and nothing is looked up, before Own.
 func TestOwnedPullsOnlyWhileHeld(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -109,7 +108,6 @@ func TestOwnedPullsOnlyWhileHeld(t *testing.T) {
 
 // In order: what the old owner held comes to the new one at once, in order, and only once.
 func TestOwnedHandover(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -146,7 +144,6 @@ func TestOwnedHandover(t *testing.T) {
 
 // kill -9: the lease, the pin and the AckWait run out side by side.
 func TestOwnedTakeOverAfterACrash(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -176,7 +173,6 @@ func TestOwnedTakeOverAfterACrash(t *testing.T) {
 // The owner stops renewing (SIGSTOP, a long pause) and wakes up as the next one works: what it holds is not its
 // own any more, whatever it does.
 func TestOwnedStalledOwner(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -247,7 +243,6 @@ func TestOwnedThroughALongOutage(t *testing.T) {
 
 // A short one, with everything in flight: the tenure goes on, and nothing is repeated.
 func TestOwnedThroughARestart(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	const total = 3000
@@ -263,7 +258,6 @@ func TestOwnedThroughARestart(t *testing.T) {
 
 // A process of a version without leases is pinned: it loses the pin to the owner at once, not after its TTL.
 func TestOwnedTakesThePin(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)

@@ -221,7 +221,6 @@ func TestPendingIsFound(t *testing.T) {
 
 // A whole batch of the hub's, and more, is one look-up; those recorded in two slots are one message.
 func TestPendingInBulk(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
 	var records []bridge.Record
@@ -248,7 +247,6 @@ func TestPendingInBulk(t *testing.T) {
 }
 
 func TestOverdue(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
 	now := time.Now()

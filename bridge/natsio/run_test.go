@@ -11,7 +11,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	bridgetest.Parallel(12)
+	bridgetest.Parallel(6) // tests that measure time, or that keep the CPUs busy, run alone
 	bridgetest.VerifyTestMain(m)
 }
 

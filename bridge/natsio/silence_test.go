@@ -82,7 +82,6 @@ func TestBarrierGivesUpOnAServerThatTalks(t *testing.T) {
 
 // Who lost the pin behind its barrier would wait in vain for what is pending.
 func TestBarrierOfAFormerOwnerLetsNothingOut(t *testing.T) {
-	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{deliveredConsumer: 4, deliveredStream: 4, pending: 4})
 	require.Equal(t, wait, outcomeOf(b, at(5, 5, "mine"), t0))
@@ -105,7 +104,6 @@ func TestBarrierOfAFormerOwnerLetsNothingOut(t *testing.T) {
 }
 
 func TestBarrierDoesNotGiveUpWhenAnotherIsPinned(t *testing.T) {
-	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{deliveredConsumer: 4, deliveredStream: 4, pending: 4})
 	require.Equal(t, wait, outcomeOf(b, at(5, 5, "mine"), t0))

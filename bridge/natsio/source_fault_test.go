@@ -65,7 +65,6 @@ func TestSourceThroughServerRestarts(t *testing.T) {
 }
 
 func TestSourceThroughCuts(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	const total = 6000

@@ -141,7 +141,6 @@ func pendingOf(t testing.TB, js jetstream.JetStream) *jetstream.ConsumerInfo {
 }
 
 func TestSourceDelivers(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -182,7 +181,6 @@ func TestSourceDelivers(t *testing.T) {
 
 // What is held is neither redelivered nor let out twice, however long it takes.
 func TestSourceKeepsWhatItHolds(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -251,7 +249,6 @@ func TestSourceTakesOverInOrder(t *testing.T) {
 
 // Two owners: one gets all; the other takes over when it dies.
 func TestSourceStandby(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -282,7 +279,6 @@ func TestSourceStandby(t *testing.T) {
 
 // An owner that is drained lets go of what it did not hand out at once; a second one goes on in order.
 func TestSourceDrain(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -383,7 +379,6 @@ func TestSourcePurgedPending(t *testing.T) {
 }
 
 func TestSourceBoundsWhatItHolds(t *testing.T) {
-	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -399,7 +394,6 @@ func TestSourceBoundsWhatItHolds(t *testing.T) {
 }
 
 func TestSourceNamesWhatIsWrong(t *testing.T) {
-	t.Parallel()
 	plain := bridgetest.RunNATS(t, func(o *server.Options) { o.JetStream = false })
 	w := runOwner(t, plain.URL(), nil)
 	becomes(t, w.source.Ready, "stream S: nobody answers for JetStream")
