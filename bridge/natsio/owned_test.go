@@ -82,6 +82,7 @@ func TestOwnedWithoutALease(t *testing.T) {
 
 // Nothing is pulled, and nothing is looked up, before Own.
 func TestOwnedPullsOnlyWhileHeld(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)

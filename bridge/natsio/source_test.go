@@ -141,6 +141,7 @@ func pendingOf(t testing.TB, js jetstream.JetStream) *jetstream.ConsumerInfo {
 }
 
 func TestSourceDelivers(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -181,6 +182,7 @@ func TestSourceDelivers(t *testing.T) {
 
 // What is held is neither redelivered nor let out twice, however long it takes.
 func TestSourceKeepsWhatItHolds(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -279,6 +281,7 @@ func TestSourceStandby(t *testing.T) {
 
 // An owner that is drained lets go of what it did not hand out at once; a second one goes on in order.
 func TestSourceDrain(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -379,6 +382,7 @@ func TestSourcePurgedPending(t *testing.T) {
 }
 
 func TestSourceBoundsWhatItHolds(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -394,6 +398,7 @@ func TestSourceBoundsWhatItHolds(t *testing.T) {
 }
 
 func TestSourceNamesWhatIsWrong(t *testing.T) {
+	t.Parallel()
 	plain := bridgetest.RunNATS(t, func(o *server.Options) { o.JetStream = false })
 	w := runOwner(t, plain.URL(), nil)
 	becomes(t, w.source.Ready, "stream S: nobody answers for JetStream")
