@@ -336,6 +336,7 @@ func TestClockJumps(t *testing.T) {
 
 // Whatever the wall clock does, a token is renewed after three quarters of its life.
 func TestRenewalGoesByTheMonotonicClock(t *testing.T) {
+	t.Parallel()
 	p := runPeer(t, script{})
 	clock := &jumpy{}
 	o := testOptions(p)

@@ -194,6 +194,7 @@ func TestWebSocketToSomethingElse(t *testing.T) {
 // The hub sends empty frames when it is asked to: an idle connection stays, over
 // either transport.
 func TestIdleConnectionStays(t *testing.T) {
+	t.Parallel()
 	h := bridgetest.RunHub(t)
 	for name, o := range map[string]hubservice.Options{"amqp": options(h), "websocket": webSocketOptions(h)} {
 		t.Run(name, func(t *testing.T) {
