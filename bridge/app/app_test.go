@@ -20,7 +20,10 @@ import (
 	"downlink/bridge/emulator/fault"
 )
 
-func TestMain(m *testing.M) { bridgetest.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	bridgetest.Parallel(8)
+	bridgetest.VerifyTestMain(m)
+}
 
 const deadline = 30 * time.Second
 
@@ -216,6 +219,7 @@ func read(t *testing.T, js jetstream.JetStream, stream string, n int) []jetstrea
 }
 
 func TestWhatLeavesTheEdgeEqualsWhatEnteredTheCloud(t *testing.T) {
+	t.Parallel()
 	r := run(t, "berlin-pump7")
 	values := map[string]string{
 		"X-Plain": "ann", "X-Empty": "", "X-Percent": "100%25 %41", "X-Bag": "a=b&c=d?e/f+g#h", "X-Unicode": "grün ✓ 日本",
@@ -247,6 +251,7 @@ func TestWhatLeavesTheEdgeEqualsWhatEnteredTheCloud(t *testing.T) {
 }
 
 func TestNATSHeadersAreInertBothWays(t *testing.T) {
+	t.Parallel()
 	r := run(t, "berlin-pump7")
 	cloud := r.cloud.JetStream(t)
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
@@ -289,6 +294,7 @@ func TestNATSHeadersAreInertBothWays(t *testing.T) {
 }
 
 func TestNothingIsLostWhenTheHubMisbehaves(t *testing.T) {
+	t.Parallel()
 	faults := map[string]struct {
 		point  fault.Point
 		times  int
@@ -326,6 +332,7 @@ func TestNothingIsLostWhenTheHubMisbehaves(t *testing.T) {
 }
 
 func TestServersAwayAndBack(t *testing.T) {
+	t.Parallel()
 	cloud, edge := bridgetest.RunNATS(t), bridgetest.RunNATS(t)
 	hub := bridgetest.RunHub(t, "s-a")
 	cloud.Stop()
@@ -343,6 +350,7 @@ func TestServersAwayAndBack(t *testing.T) {
 }
 
 func TestHubAwayIsNamed(t *testing.T) {
+	t.Parallel()
 	cloud := bridgetest.RunNATS(t)
 	hub := bridgetest.RunHub(t, "s-a")
 	gone := embeddedHub(hub)
@@ -360,6 +368,7 @@ func TestHubAwayIsNamed(t *testing.T) {
 }
 
 func TestWrongKeyIsUnauthorizedAndSecret(t *testing.T) {
+	t.Parallel()
 	cloud, edge := bridgetest.RunNATS(t), bridgetest.RunNATS(t)
 	hub := bridgetest.RunHub(t, "s-a")
 	other := bridgetest.RunHub(t, "s-a")
@@ -392,6 +401,7 @@ func TestWrongKeyIsUnauthorizedAndSecret(t *testing.T) {
 }
 
 func TestMissingStreamSaysWhatCreatesIt(t *testing.T) {
+	t.Parallel()
 	cloud := bridgetest.RunNATS(t)
 	hub := bridgetest.RunHub(t, "s-a")
 	a := runApp(t, hub, strings.Replace(fmt.Sprintf(bridgeYAML, cloud.URL()), "      create: true\n", "", 1))
@@ -403,6 +413,7 @@ func TestMissingStreamSaysWhatCreatesIt(t *testing.T) {
 // TestMailboxThatCannotBeWrittenShows: what the bridge keeps for itself is not made where it may not be, and one that
 // would lose messages is refused.
 func TestMailboxThatCannotBeWrittenShows(t *testing.T) {
+	t.Parallel()
 	cloud, hub := bridgetest.RunNATS(t), bridgetest.RunHub(t, "s-a")
 	text := fmt.Sprintf(bridgeYAML, cloud.URL()) + "  storage: {create: false}\n"
 	b := runApp(t, hub, text)
@@ -419,6 +430,7 @@ func TestMailboxThatCannotBeWrittenShows(t *testing.T) {
 
 // TestStandby: two bridges of one name; the second is ready, and goes on at once when the first one stops.
 func TestStandby(t *testing.T) {
+	t.Parallel()
 	cloud, hub := bridgetest.RunNATS(t), bridgetest.RunHub(t, "s-a")
 	text := fmt.Sprintf(bridgeYAML, cloud.URL())
 	first, stop := startApp(t, hub, text)
@@ -435,6 +447,7 @@ func TestStandby(t *testing.T) {
 }
 
 func TestMissingPermissionIsNamedWithItsRoute(t *testing.T) {
+	t.Parallel()
 	cloud := bridgetest.RunNATS(t, func(o *server.Options) {
 		o.Users = []*server.User{{Username: "admin", Password: "a"}, {Username: "limited", Password: "l", Permissions: &server.Permissions{
 			Publish:   &server.SubjectPermission{Deny: []string{"$JS.API.CONSUMER.>"}},

@@ -42,6 +42,7 @@ bridge:
 `
 
 func TestCoreRequestGetsTheOutcome(t *testing.T) {
+	t.Parallel()
 	cloud := bridgetest.RunNATS(t)
 	hub := bridgetest.RunHub(t, "a")
 	waitReady(t, runApp(t, hub, fmt.Sprintf(coreYAML, cloud.URL())))
@@ -71,6 +72,7 @@ func TestCoreRequestGetsTheOutcome(t *testing.T) {
 }
 
 func TestCoreRouteWhoseSubjectAStreamStoresIsRefused(t *testing.T) {
+	t.Parallel()
 	cloud := bridgetest.RunNATS(t)
 	cloud.CreateStream(t, "ASKS", "ask.>")
 	hub := bridgetest.RunHub(t, "a")

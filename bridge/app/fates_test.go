@@ -189,6 +189,7 @@ var fates = []fate{
 // TestEveryFate: each row of the table, by the hub's own doing, is what becomes of the message; it is told by receipt
 // and dead letter, and other devices' messages are delivered meanwhile: in order, once, in time, over the same connection.
 func TestEveryFate(t *testing.T) {
+	t.Parallel()
 	for _, f := range fates {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()

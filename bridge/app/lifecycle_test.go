@@ -11,6 +11,7 @@ import (
 )
 
 func TestStackStopsFromTheTop(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var order []string
 		s := stack{log: slog.New(slog.DiscardHandler)}
@@ -32,6 +33,7 @@ func TestStackStopsFromTheTop(t *testing.T) {
 }
 
 func TestStackEndsWithItsFirstFailure(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := stack{log: slog.New(slog.DiscardHandler)}
 		s.add(0, "steady", func(ctx context.Context) error { <-ctx.Done(); return nil })

@@ -29,6 +29,7 @@ bridge:
 `
 
 func TestNothingIsMappedBeforeTheLookups(t *testing.T) {
+	t.Parallel()
 	cloud, edge := bridgetest.RunNATS(t), bridgetest.RunNATS(t)
 	hub := bridgetest.RunHub(t, "s-a", "s-b", "s-c")
 	js := cloud.JetStream(t)

@@ -107,6 +107,7 @@ func (p *probe) stored(stream string) uint64 {
 
 // TestProbeRejected: one message of 20,000 that the hub always rejects costs that message and nothing else.
 func TestProbeRejected(t *testing.T) {
+	t.Parallel()
 	for _, condition := range []string{"amqp:not-allowed", "amqp:internal-error"} {
 		t.Run(condition, func(t *testing.T) {
 			t.Parallel()
@@ -136,6 +137,7 @@ func TestProbeRejected(t *testing.T) {
 
 // TestProbeReleased: of 20,000 messages the hub hands back 20, which are sent again.
 func TestProbeReleased(t *testing.T) {
+	t.Parallel()
 	const released = 20
 	var rules []fault.Rule
 	for i := range released {

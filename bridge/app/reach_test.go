@@ -56,6 +56,7 @@ const routesYAML = `
 // The hub by its connection string over WebSocket, and by Entra ID, from one
 // file: two hubs, two ways, one process.
 func TestWaysToTheHub(t *testing.T) {
+	t.Parallel()
 	issuer := bridgetest.RunIssuer(t)
 	cloud := bridgetest.RunNATS(t)
 	first := bridgetest.RunHub(t, "a")
@@ -88,6 +89,7 @@ bridge:
 
 // The embedded hub of the process, over WebSocket.
 func TestEmbeddedHubOverWebSocket(t *testing.T) {
+	t.Parallel()
 	cloud, hub := bridgetest.RunNATS(t), bridgetest.RunHub(t, "s-a")
 	text := strings.Replace(fmt.Sprintf(bridgeYAML, cloud.URL()), "embedded: true", "embedded: true, transport: websocket", 1)
 	a := runApp(t, hub, text)
@@ -99,6 +101,7 @@ func TestEmbeddedHubOverWebSocket(t *testing.T) {
 // One hub that is away stops its own routes only, also on a shared stream, and
 // Ready names it alone; when it comes, its messages are there in order.
 func TestOneHubAway(t *testing.T) {
+	t.Parallel()
 	cloud := bridgetest.RunNATS(t)
 	good, away := bridgetest.RunHub(t, "a"), bridgetest.RunHub(t, "b")
 	link := bridgetest.RunLink(t, away.AMQPAddr())
@@ -143,6 +146,7 @@ bridge:
 // NATS and hub go away together, in the middle of the traffic, and stay away for
 // longer than the first pauses between tries; they come back in either order. Nothing is lost, the order is kept.
 func TestBothGone(t *testing.T) {
+	t.Parallel()
 	for name, hubFirst := range map[string]bool{"hub back first": true, "NATS back first": false} {
 		t.Run(name, func(t *testing.T) {
 			cloud := bridgetest.RunNATS(t)

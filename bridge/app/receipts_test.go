@@ -122,6 +122,7 @@ func settled(t *testing.T, h *bridgetest.Hub) {
 }
 
 func TestReceiptOfEachOutcome(t *testing.T) {
+	t.Parallel()
 	srv, h := bridgetest.RunNATS(t), outcomes(t)
 	x := runTeller(t, srv.URL(), h.AMQPAddr(), h, nil)
 	for _, device := range []string{"good", "bad", "weak", "purged"} {
@@ -145,6 +146,7 @@ func TestReceiptOfEachOutcome(t *testing.T) {
 
 // A publisher that waits for the outcome at the device gets it, and one that waits for the hub does not wait longer.
 func TestRequestWaitsForTheDevice(t *testing.T) {
+	t.Parallel()
 	srv, h := bridgetest.RunNATS(t), outcomes(t)
 	x := runTeller(t, srv.URL(), h.AMQPAddr(), h, nil)
 	nc := srv.Conn(t)
@@ -173,6 +175,7 @@ func TestRequestWaitsForTheDevice(t *testing.T) {
 
 // While NATS is away nothing is settled at the hub, whatever the devices do, and afterwards nothing is missing.
 func TestFeedbackWhileNATSIsAway(t *testing.T) {
+	t.Parallel()
 	srv, h := bridgetest.RunNATS(t), outcomes(t)
 	x := runTeller(t, srv.URL(), h.AMQPAddr(), h, nil)
 	const n = 40
@@ -198,6 +201,7 @@ func TestFeedbackWhileNATSIsAway(t *testing.T) {
 
 // The process ends after the hub has accepted: the next one knows whose feedback it is.
 func TestReceiptsAcrossARestart(t *testing.T) {
+	t.Parallel()
 	srv, h := bridgetest.RunNATS(t), outcomes(t)
 	x := runTeller(t, srv.URL(), h.AMQPAddr(), h, nil)
 	sub, err := srv.Conn(t).SubscribeSync("answers")
@@ -239,6 +243,7 @@ func (s *stuck) Handle(ctx context.Context, records []bridge.Record) error {
 // Everything is stored, but the hub does not learn of it, by a cut link or the end of the process. It delivers
 // the batch again, and no receipt is doubled.
 func TestRedeliveredFeedbackIsToldOnce(t *testing.T) {
+	t.Parallel()
 	srv, h := bridgetest.RunNATS(t), outcomes(t)
 	link := bridgetest.RunLink(t, h.AMQPAddr())
 	s := &stuck{handled: make(chan struct{})}
@@ -266,6 +271,7 @@ func TestRedeliveredFeedbackIsToldOnce(t *testing.T) {
 
 // What other senders' messages came to is told, too, and is told apart.
 func TestFeedbackOfOtherSenders(t *testing.T) {
+	t.Parallel()
 	srv, h := bridgetest.RunNATS(t), outcomes(t)
 	runTeller(t, srv.URL(), h.AMQPAddr(), h, nil)
 	require.NoError(t, h.Enqueue(c2d.Message{To: "/devices/good/messages/devicebound", MessageID: "theirs", Ack: "full"}))
@@ -295,6 +301,7 @@ func (s *sweeps) Overdue(ctx context.Context, from, to time.Time, handle func([]
 
 // No record ever comes: the sweeper says so, once, and the publisher that waits is told.
 func TestUnknownOutcome(t *testing.T) {
+	t.Parallel()
 	srv := bridgetest.RunNATS(t)
 	conn, err := natsio.Connect(natsio.Options{URLs: []string{srv.URL()}})
 	require.NoError(t, err)
@@ -343,6 +350,7 @@ bridge:
 
 // Whether a process reads the hub's feedback, which it then takes from other readers.
 func TestWhenFeedbackIsRead(t *testing.T) {
+	t.Parallel()
 	for _, x := range []struct {
 		mode, message string
 		read          bool

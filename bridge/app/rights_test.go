@@ -285,6 +285,7 @@ var replicated = []string{"$JS.API.STREAM.MSG.GET.KV_prod-pending"}
 
 // No right is in the list for nothing: without it the server refuses something that the bridge does.
 func TestEachRightOfABridgeIsNeeded(t *testing.T) {
+	t.Parallel()
 	all := bridgeRights(t, true)
 	for i, r := range all {
 		if slices.Contains(replicated, r.Subject) {
@@ -379,6 +380,7 @@ func (g *guarded) smallEdge() {
 }
 
 func TestRightsOfARelay(t *testing.T) {
+	t.Parallel()
 	const stream, create = ", stream: EDGE", ", stream: EDGE, create: true"
 	t.Run("core", func(t *testing.T) {
 		t.Parallel()
@@ -416,6 +418,7 @@ func TestRightsOfARelay(t *testing.T) {
 
 // What is printed for programs is the same list.
 func TestRightsAsJSON(t *testing.T) {
+	t.Parallel()
 	list := bridgeRights(t, true)
 	b, err := json.Marshal(list)
 	require.NoError(t, err)

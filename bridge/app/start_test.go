@@ -28,6 +28,7 @@ func textLog(b *bytes.Buffer) *slog.Logger {
 
 // TestWatch: an ordinary start is no warning, and what is said is said once.
 func TestWatch(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		ready func(since time.Duration) error
 		want  []string
@@ -60,6 +61,7 @@ func unless(ok bool, missing string) error {
 
 // TestEmbeddedAddressInUse: told once, with the field and the remedy.
 func TestEmbeddedAddressInUse(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -78,6 +80,7 @@ func TestEmbeddedAddressInUse(t *testing.T) {
 }
 
 func TestEmbeddedError(t *testing.T) {
+	t.Parallel()
 	err := embeddedError("bridge", ":80", errors.New(`embedded nats: Error listening on port: :80, "listen tcp :80: bind: permission denied"`))
 	require.EqualError(t, err, "bridge.nats.embedded.listen: cannot listen on :80: permission denied; take another address, such as 127.0.0.1:4222")
 	require.EqualError(t, inSide("bridge", embeddedError("bridge", ":80", errors.New("embedded nats: x"))), "bridge.nats.embedded: embedded nats: x")

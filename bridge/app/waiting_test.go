@@ -65,6 +65,7 @@ func (p *plant) completed(n int, devices ...string) (repeats int) {
 // process is killed while it puts them there, and, with a full queue, again while the next one takes them
 // out. Nothing is lost, each device's order is kept, and at most what was under way is repeated.
 func TestWaitingSurvivesAKill(t *testing.T) {
+	t.Parallel()
 	for reason, rule := range map[string]string{
 		"full queue":   "transfer=reject:amqp:resource-limit-exceeded,times=always",
 		"throttle":     "transfer=throttle,times=always",

@@ -1,6 +1,8 @@
 package bridgetest
 
 import (
+	"flag"
+	"strconv"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -15,4 +17,12 @@ func VerifyTestMain(m *testing.M) {
 		goleak.IgnoreAnyFunction("github.com/nats-io/nats-server/v2/server.(*fileStore).flushLoop"),
 		goleak.IgnoreAnyFunction("github.com/nats-io/nats-server/v2/server/ats.Register.func1"),
 	)
+}
+
+// Parallel has n of a package's parallel tests run at a time, not one a CPU: for tests that mostly wait. A TestMain
+// calls it before VerifyTestMain; -parallel on the command line overrules it.
+func Parallel(n int) {
+	if err := flag.Set("test.parallel", strconv.Itoa(n)); err != nil {
+		panic(err) // there is no such flag outside of a test binary
+	}
 }

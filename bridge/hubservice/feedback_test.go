@@ -159,6 +159,7 @@ func TestFeedbackOfEachStatus(t *testing.T) {
 // While the handler cannot store, the hub is not asked: before the first batch, and when that
 // begins while the hub has nothing to tell.
 func TestNoCreditWhileUnable(t *testing.T) {
+	t.Parallel()
 	h := feedbackHub(t, emulator.Options{})
 	c := run(t, options(h))
 	r := &reader{unable: errors.New("NATS is away")}

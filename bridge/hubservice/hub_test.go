@@ -199,6 +199,7 @@ func TestHubRefusesTheToken(t *testing.T) {
 
 // The hub closes connections whose token has expired; a client that renews lives on.
 func TestHubTokenRenewal(t *testing.T) {
+	t.Parallel()
 	h := bridgetest.RunHub(t, "d1")
 	o := options(h)
 	o.TokenLifetime = 3 * time.Second

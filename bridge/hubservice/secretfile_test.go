@@ -102,6 +102,7 @@ func TestSecretFileRotates(t *testing.T) {
 // A ready-made token in the connection string lasts until it expires; the next
 // one in the file is taken over without a new connection.
 func TestReadyMadeToken(t *testing.T) {
+	t.Parallel()
 	h := bridgetest.RunHub(t, "d1")
 	keys, err := sas.Parse(h.ServiceConnectionString)
 	require.NoError(t, err)

@@ -71,6 +71,7 @@ func TestUnauthorizedMessage(t *testing.T) {
 }
 
 func TestTokenRenewedOnTheSameConnection(t *testing.T) {
+	t.Parallel()
 	p := runPeer(t, script{})
 	o := testOptions(p)
 	o.TokenLifetime = 2 * time.Second
@@ -87,6 +88,7 @@ func TestTokenRenewedOnTheSameConnection(t *testing.T) {
 
 // Renewal fails twice, by a refusal and by silence, and is tried again on the same connection.
 func TestTokenRenewalIsRetried(t *testing.T) {
+	t.Parallel()
 	p := runPeer(t, script{putToken: func(_ *peerConn, n int) int { return map[int]int{1: 200, 2: 500, 3: 0}[n] }})
 	o := testOptions(p)
 	o.TokenLifetime = 6 * time.Second

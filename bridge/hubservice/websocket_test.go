@@ -115,14 +115,16 @@ func runProxy(t *testing.T, to string, secure bool) *proxy {
 			w.WriteHeader(http.StatusBadGateway)
 			return
 		}
+		wg.Add(2) // before Close stops to wait for the connection, which it does when it is taken over
 		in, read, err := http.NewResponseController(w).Hijack()
 		if err != nil {
+			wg.Add(-2)
 			_ = out.Close()
 			return
 		}
 		_, _ = io.WriteString(in, "HTTP/1.1 200 OK\r\n\r\n")
-		wg.Go(func() { _, _ = io.Copy(out, read); _ = out.Close() })
-		wg.Go(func() { _, _ = io.Copy(in, out); _ = in.Close() })
+		go func() { defer wg.Done(); _, _ = io.Copy(out, read); _ = out.Close() }()
+		go func() { defer wg.Done(); _, _ = io.Copy(in, out); _ = in.Close() }()
 	}))
 	if secure {
 		p.StartTLS()
@@ -192,6 +194,7 @@ func TestWebSocketToSomethingElse(t *testing.T) {
 // The hub sends empty frames when it is asked to: an idle connection stays, over
 // either transport.
 func TestIdleConnectionStays(t *testing.T) {
+	t.Parallel()
 	h := bridgetest.RunHub(t)
 	for name, o := range map[string]hubservice.Options{"amqp": options(h), "websocket": webSocketOptions(h)} {
 		t.Run(name, func(t *testing.T) {

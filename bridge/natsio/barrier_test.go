@@ -32,6 +32,7 @@ const ackWait = 10 * time.Second
 var t0 = time.Unix(1_700_000_000, 0)
 
 func TestBarrierLetsNewMessagesThrough(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{})
 	for i := uint64(1); i <= 5; i++ {
@@ -40,6 +41,7 @@ func TestBarrierLetsNewMessagesThrough(t *testing.T) {
 }
 
 func TestBarrierWaitsForThePendingOfADeadOwner(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	// The former owner got 1 to 4 and acked 1.
 	b.attach(position{deliveredConsumer: 4, deliveredStream: 4, ackFloorStream: 1, pending: 3})
@@ -60,6 +62,7 @@ func TestBarrierWaitsForThePendingOfADeadOwner(t *testing.T) {
 // A server that lost its notes uses numbers twice: there is no gap, only the pin is new. And a standby that
 // joined long before the owner died sees none either.
 func TestBarrierStartsWithANewPin(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{deliveredConsumer: 4, deliveredStream: 4, pending: 4})
 	require.Equal(t, wait, outcomeOf(b, at(5, 5, "mine"), t0))
@@ -69,6 +72,7 @@ func TestBarrierStartsWithANewPin(t *testing.T) {
 }
 
 func TestBarrierStartsAtAGap(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{})
 	require.Equal(t, emit, outcomeOf(b, at(1, 1, "p"), t0))
@@ -84,6 +88,7 @@ func TestBarrierStartsAtAGap(t *testing.T) {
 }
 
 func TestBarrierStartsWhenNumbersGoBack(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{deliveredConsumer: 9, deliveredStream: 9})
 	require.Equal(t, emit, outcomeOf(b, at(10, 10, "p"), t0))
@@ -91,6 +96,7 @@ func TestBarrierStartsWhenNumbersGoBack(t *testing.T) {
 }
 
 func TestBarrierIgnoresThePositionOfAnotherOwner(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{})
 	require.Equal(t, wait, outcomeOf(b, at(2, 2, "p"), t0))
@@ -100,6 +106,7 @@ func TestBarrierIgnoresThePositionOfAnotherOwner(t *testing.T) {
 }
 
 func TestBarrierIgnoresAnOldAnswer(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{})
 	require.Equal(t, wait, outcomeOf(b, at(2, 2, "p"), t0))
@@ -110,6 +117,7 @@ func TestBarrierIgnoresAnOldAnswer(t *testing.T) {
 }
 
 func TestBarrierRecognisesWhatItHoldsAndWhatIsSettled(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{})
 	h, _ := b.arrive(at(1, 1, "p"), t0)
@@ -131,6 +139,7 @@ func TestBarrierRecognisesWhatItHoldsAndWhatIsSettled(t *testing.T) {
 }
 
 func TestBarrierDoesNotSettleForAStreamThatIsGone(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{})
 	h, _ := b.arrive(at(1, 1, "p"), t0)
@@ -140,6 +149,7 @@ func TestBarrierDoesNotSettleForAStreamThatIsGone(t *testing.T) {
 }
 
 func TestBarrierGivesUpWaiting(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{})
 	require.Equal(t, wait, outcomeOf(b, at(3, 3, "p"), t0))
@@ -164,6 +174,7 @@ func TestBarrierGivesUpWaiting(t *testing.T) {
 // After a pause in which someone else may have been pinned, what we hold may be settled by them
 // and must not make up for what is missing.
 func TestBarrierCountsOnlyWhatIsOurs(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{})
 	for i := uint64(1); i <= 3; i++ {
@@ -185,6 +196,7 @@ func TestBarrierCountsOnlyWhatIsOurs(t *testing.T) {
 }
 
 func TestBarrierResumesADeletedConsumer(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{deliveredStream: 40, deliveredConsumer: 40})
 	require.EqualValues(t, 41, b.resume())
@@ -203,6 +215,7 @@ func TestBarrierResumesADeletedConsumer(t *testing.T) {
 }
 
 func TestSettledSetForgetsTheOldest(t *testing.T) {
+	t.Parallel()
 	s := newSettledSet(3)
 	for i := uint64(1); i <= 4; i++ {
 		s.add(i, int64(i))
@@ -284,6 +297,7 @@ func newOwnerModel(m *consumerModel) *ownerModel {
 // Two owners. Whatever is lost, acked late, redelivered, answered late or taken over, whichever of them
 // stalls, crashes or comes back: what comes out, repeats removed, is in stream order and complete.
 func TestBarrierModel(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(500) {
 		const total = 60
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -394,6 +408,7 @@ func TestBarrierModel(t *testing.T) {
 // The server forgets pending messages that its limits remove (max_msgs_per_subject, max_msgs, max_age, a
 // purge by subject). What we hold of them must not make up for a delivery that got lost.
 func TestBarrierDoesNotCountWhatTheStreamRemoved(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{})
 	for i := uint64(1); i <= 5; i++ {
@@ -408,6 +423,7 @@ func TestBarrierDoesNotCountWhatTheStreamRemoved(t *testing.T) {
 
 // tick asks a standby's position every few seconds, so that a consumer deleted under it starts where its owner was.
 func TestBarrierStandbyKeepsUp(t *testing.T) {
+	t.Parallel()
 	b := newBarrier(realTiming(), 16)
 	b.attach(position{deliveredStream: 40, deliveredConsumer: 40, ackFloorStream: 40})
 	epoch, _ := b.asking()

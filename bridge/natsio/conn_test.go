@@ -75,18 +75,21 @@ func rotates(t *testing.T, n *bridgetest.NATS, o Options, file, wrong, right str
 }
 
 func TestConnectWithToken(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t, func(o *server.Options) { o.Authorization = secret })
 	file := filepath.Join(t.TempDir(), "token")
 	rotates(t, n, Options{TokenFile: file}, file, "wrong\n", secret+"\n")
 }
 
 func TestConnectWithUserAndPassword(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t, func(o *server.Options) { o.Username, o.Password = "bridge", secret })
 	file := filepath.Join(t.TempDir(), "password")
 	rotates(t, n, Options{User: "bridge", PasswordFile: file}, file, "wrong\n", secret+"\r\n")
 }
 
 func TestConnectWithURLCredentials(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t, func(o *server.Options) { o.Username, o.Password = "bridge", secret })
 	isReady(t, connectTo(t, "nats://bridge:"+secret+"@"+n.Addr()))
 	c := connectTo(t, "nats://bridge:x"+secret+"@"+n.Addr())
@@ -95,6 +98,7 @@ func TestConnectWithURLCredentials(t *testing.T) {
 }
 
 func TestConnectWithNKey(t *testing.T) {
+	t.Parallel()
 	user, err := nkeys.CreateUser()
 	require.NoError(t, err)
 	seed, err := user.Seed()
@@ -161,6 +165,7 @@ func (o *operator) creds(t testing.TB, expires time.Time) string {
 }
 
 func TestConnectWithCreds(t *testing.T) {
+	t.Parallel()
 	op := newOperator(t)
 	n := bridgetest.RunNATS(t, op.setup)
 	stranger := newOperator(t)
@@ -170,6 +175,7 @@ func TestConnectWithCreds(t *testing.T) {
 
 // A credential that expires while connected is renewed from the file.
 func TestConnectRenewsExpiredCreds(t *testing.T) {
+	t.Parallel()
 	op := newOperator(t)
 	n := bridgetest.RunNATS(t, op.setup)
 	file := write(t, t.TempDir(), "bridge.creds", op.creds(t, time.Now().Add(2*time.Second)))
@@ -235,6 +241,7 @@ func runTLS(t *testing.T, a *authority) *bridgetest.NATS {
 }
 
 func TestConnectWithTLS(t *testing.T) {
+	t.Parallel()
 	a := newAuthority(t)
 	n := runTLS(t, a)
 	certFile, keyFile := a.issue(t, "client")
@@ -302,6 +309,7 @@ func TestConnectWithContextDomain(t *testing.T) {
 }
 
 func TestConnectLater(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.Stop()
 	c := connectTo(t, n.URL())
@@ -316,6 +324,7 @@ func TestConnectLater(t *testing.T) {
 }
 
 func TestConnectOptions(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	empty := write(t, dir, "empty", "\n")
 	some := write(t, dir, "some", secret)
@@ -344,6 +353,7 @@ func TestConnectOptions(t *testing.T) {
 
 // What is not allowed is named, with the route that needs it.
 func TestConnectNamesMissingPermissions(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t, func(o *server.Options) {
 		admin := &server.User{Username: "admin", Password: "admin"}
 		bridge := &server.User{Username: "bridge", Password: secret, Permissions: &server.Permissions{
@@ -379,6 +389,7 @@ func TestConnectNamesMissingPermissions(t *testing.T) {
 }
 
 func TestDeniedOperation(t *testing.T) {
+	t.Parallel()
 	for text, want := range map[string]string{
 		`nats: permissions violation: Permissions Violation for Publish to "a.b"`:                             `publish to "a.b"`,
 		`nats: permissions violation: Permissions Violation for Subscription to "a.>" using queue "q"`:        `subscribe to "a.>"`,
@@ -401,6 +412,7 @@ func TestDeniedOperation(t *testing.T) {
 }
 
 func TestTooOld(t *testing.T) {
+	t.Parallel()
 	for v, want := range map[string]bool{"2.10.29": true, "1.4.1": true, "2.11.0": false, "2.15.2": false, "3.0.0": false, "": false, "dev": false, "2.11.0-RC.1": false} {
 		require.Equal(t, want, tooOld(v), v)
 	}
@@ -408,6 +420,7 @@ func TestTooOld(t *testing.T) {
 }
 
 func TestCauseIsOneShortLine(t *testing.T) {
+	t.Parallel()
 	require.EqualError(t, connError("nats://h", errors.New("nats: a\r\n b")), "nats://h: a b")
 	require.EqualError(t, connError("nats://h", nats.ErrNoServers), "nats://h: connection refused")
 	require.EqualError(t, connError("nats://h", nil), "nats://h: connecting")
@@ -417,6 +430,7 @@ func TestCauseIsOneShortLine(t *testing.T) {
 }
 
 func TestReconnectDelayGrowsToALimit(t *testing.T) {
+	t.Parallel()
 	for attempt := 1; attempt < 40; attempt++ {
 		d := reconnectDelay(attempt)
 		require.Positive(t, d)

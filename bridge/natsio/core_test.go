@@ -16,6 +16,7 @@ import (
 )
 
 func TestCoreSource(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
 	s, err := NewCoreSource(CoreOptions{Conn: c, Queue: "downlink", Subjects: []string{"cmd.*.a", "cmd.x.*", "other.>"}})
@@ -73,6 +74,7 @@ func TestCoreSource(t *testing.T) {
 }
 
 func TestCoreSourceCountsWhatItLoses(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
 	s, err := NewCoreSource(CoreOptions{Conn: c, Queue: "downlink", Subjects: []string{"cmd.>"}, Pending: 10})
@@ -100,6 +102,7 @@ func TestCoreSourceCountsWhatItLoses(t *testing.T) {
 }
 
 func TestCoreConflict(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "COMMANDS", "cmd.*.stored.>")
 	c := connectTo(t, n.URL())
@@ -119,6 +122,7 @@ func TestCoreConflict(t *testing.T) {
 // What the server has given to this process nobody else gets any more, so Finish must not lose it,
 // wherever on its way it is.
 func TestCoreSourceFinish(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	s, err := NewCoreSource(CoreOptions{Conn: connectTo(t, n.URL()), Queue: "q", Subjects: []string{"cmd.>"}, Logger: testLog(t)})
 	require.NoError(t, err)

@@ -14,6 +14,7 @@ import (
 )
 
 func TestDeadLetters(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
 	d, err := NewDeadLetters(DeadLettersOptions{Conn: c, Create: true, MaxAge: time.Hour})
@@ -55,6 +56,7 @@ func TestDeadLetters(t *testing.T) {
 }
 
 func TestDeadLettersOfAnyMessage(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
 	_, err := NewDeadLetters(DeadLettersOptions{Conn: c, Name: "prod-eu.x", Create: true})
@@ -91,6 +93,7 @@ func TestDeadLettersOfAnyMessage(t *testing.T) {
 }
 
 func TestDeadLettersFitAStreamOfSmallMessages(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "DOWNLINK_DEAD", Subjects: []string{"downlink.dead.>"}, MaxMsgSize: 2000})
 	d, err := NewDeadLetters(DeadLettersOptions{Conn: connectTo(t, n.URL())})
@@ -101,6 +104,7 @@ func TestDeadLettersFitAStreamOfSmallMessages(t *testing.T) {
 }
 
 func TestDeadLettersCannotBeStored(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
 	d, err := NewDeadLetters(DeadLettersOptions{Conn: c})

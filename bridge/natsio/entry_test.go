@@ -37,6 +37,7 @@ func parcel() *bridge.Parcel {
 
 // What is stored must be readable for later versions: these bytes never change.
 func TestEntryVector(t *testing.T) {
+	t.Parallel()
 	h, body, err := encodeEntry(parcel())
 	require.NoError(t, err)
 	require.Equal(t, nats.Header{
@@ -56,6 +57,7 @@ func TestEntryVector(t *testing.T) {
 }
 
 func TestEntryOfNothing(t *testing.T) {
+	t.Parallel()
 	p := &bridge.Parcel{Envelope: &mapping.Envelope{Body: []byte{}}, Message: &mapping.Input{Payload: []byte{}}}
 	h, body, err := encodeEntry(p)
 	require.NoError(t, err)
@@ -67,6 +69,7 @@ func TestEntryOfNothing(t *testing.T) {
 }
 
 func TestEntryThatCannotBeRead(t *testing.T) {
+	t.Parallel()
 	h, body, err := encodeEntry(parcel())
 	require.NoError(t, err)
 	with := func(name, value string) nats.Header {
@@ -201,6 +204,7 @@ func FuzzEntry(f *testing.F) {
 }
 
 func TestTokens(t *testing.T) {
+	t.Parallel()
 	for _, s := range []string{"main", "a.b *>%ü", "-", "\xff\x00", "a_b-c", "%2D", strconv.Quote("x")} {
 		got, ok := untoken(mapping.SubjectToken(s))
 		require.True(t, ok, s)
@@ -236,6 +240,7 @@ func FuzzTokens(f *testing.F) {
 
 // Whoever adds a field to an envelope, a message or a parcel adds it to the entry.
 func TestEntryHasEveryField(t *testing.T) {
+	t.Parallel()
 	p := &bridge.Parcel{Envelope: &mapping.Envelope{}, Message: &mapping.Input{}}
 	n := 0
 	var fill func(v reflect.Value)

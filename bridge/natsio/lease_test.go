@@ -212,6 +212,7 @@ func TestLeaseRenewedWithoutKnowing(t *testing.T) {
 }
 
 func TestLeaseNamesWhatIsMissing(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	l := newLease(t, n.URL(), func(o *LeaseOptions) { o.Create = false })

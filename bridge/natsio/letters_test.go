@@ -21,6 +21,7 @@ import (
 
 // Reading is the inverse of storing.
 func TestParseLetter(t *testing.T) {
+	t.Parallel()
 	d, err := NewDeadLetters(DeadLettersOptions{})
 	require.NoError(t, err)
 	l := letter()
@@ -116,6 +117,7 @@ func chosen(t *testing.T, r *Letters, f LetterFilter) (entries []uint64) {
 }
 
 func TestLetters(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
 	r := readerOf(t, c)
@@ -201,6 +203,7 @@ func cloneHeader(h nats.Header) map[string][]string {
 
 // A consumer that the server forgets while a list is read slowly is made again, at the right place.
 func TestScanGoesOnAfterItsConsumerIsGone(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
 	s := n.CreateStream(t, "S", "s.>")
@@ -224,6 +227,7 @@ func TestScanGoesOnAfterItsConsumerIsGone(t *testing.T) {
 }
 
 func TestLettersWithoutPermission(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t, func(o *server.Options) {
 		o.Users = []*server.User{{Username: "u", Password: "p", Permissions: &server.Permissions{
 			Publish: &server.SubjectPermission{Deny: []string{"$JS.API.CONSUMER.CREATE.>", "$JS.API.STREAM.MSG.DELETE.>"}}}}, {Username: "root", Password: "p"}}
@@ -249,6 +253,7 @@ func redriver(t *testing.T, subjects ...string) (*bridgetest.NATS, *Conn, *Lette
 
 // What JetStream obeys stays inert when a message comes back; all else is as it was.
 func TestRedriveHeaders(t *testing.T) {
+	t.Parallel()
 	_, c, letters, r, s := redriver(t, "cmd.>")
 	l := letter()
 	l.Message.Header["Nats-Expected-Last-Sequence"] = []string{"99"}
@@ -294,6 +299,7 @@ func TestRedriveHeaders(t *testing.T) {
 // A redrive that was killed after the publish and before the delete does not bring a second copy;
 // nor do two letters of one message.
 func TestRedriveTwice(t *testing.T) {
+	t.Parallel()
 	_, c, letters, r, s := redriver(t, "cmd.>")
 	second := letter()
 	second.Device = "other"
@@ -321,6 +327,7 @@ func TestRedriveTwice(t *testing.T) {
 
 // Several workers store letters, so that their order is not that of the messages.
 func TestRedriveOrder(t *testing.T) {
+	t.Parallel()
 	_, c, _, r, _ := redriver(t, "cmd.>")
 	var all []bridge.DeadLetter
 	for _, seq := range []uint64{3, 1, 4, 2} {
@@ -339,6 +346,7 @@ func TestRedriveOrder(t *testing.T) {
 }
 
 func TestRedriveRefused(t *testing.T) {
+	t.Parallel()
 	n, c, letters, r, _ := redriver(t, "cmd.>")
 	n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "TURNED", Subjects: []string{"turn.>"},
 		SubjectTransform: &jetstream.SubjectTransformConfig{Source: "turn.>", Destination: "turn.x.>"}})
@@ -390,6 +398,7 @@ func TestRedriveRefused(t *testing.T) {
 
 // A letter that was cut is brought back whole while its stream has it, and else not at all.
 func TestRedriveTruncated(t *testing.T) {
+	t.Parallel()
 	n, c, letters, r, s := redriver(t, "cmd.>")
 	body := strings.Repeat("x", 5000)
 	for range 2 {
@@ -427,6 +436,7 @@ func TestRedriveTruncated(t *testing.T) {
 
 // What came from core NATS goes to a bridge that answers; its letter stays until one did.
 func TestRedriveCore(t *testing.T) {
+	t.Parallel()
 	n, c, letters, r, _ := redriver(t, "cmd.>")
 	r.o.Answer = 300 * time.Millisecond
 	core := letter()

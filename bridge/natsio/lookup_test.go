@@ -54,6 +54,7 @@ func isLoaded(l *Lookups) bool {
 }
 
 func TestLookupFollowsBucket(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	kv := bucket(t, n, "aliases", "pump", "berlin-7", "all", `["a","b"]`, "a=20b", "space", "a.b/c", "deep", "bad", "[1")
 	require.NoError(t, kv.Delete(t.Context(), "gone"))
@@ -82,6 +83,7 @@ func TestLookupFollowsBucket(t *testing.T) {
 }
 
 func TestLookupWaitsForBucket(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	l := lookups(t, connectTo(t, n.URL()), "aliases")
 	require.Eventually(t, func() bool {
@@ -98,6 +100,7 @@ func TestLookupWaitsForBucket(t *testing.T) {
 }
 
 func TestLookupOutlivesServerAndBucket(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	kv := bucket(t, n, "aliases", "a", "1", "b", "1")
 	l := lookups(t, connectTo(t, n.URL()), "aliases")
@@ -129,6 +132,7 @@ func TestLookupOutlivesServerAndBucket(t *testing.T) {
 
 // A bucket made anew between two looks counts from 1 again, which the watch would wait out.
 func TestLookupNoticesBucketMadeAnew(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	bucket(t, n, "aliases", "a", "1", "b", "1", "c", "1")
 	l := lookups(t, connectTo(t, n.URL()), "aliases")
@@ -140,6 +144,7 @@ func TestLookupNoticesBucketMadeAnew(t *testing.T) {
 }
 
 func TestLookupSurvivesCutLink(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	link := n.Link(t)
 	kv := bucket(t, n, "aliases", "a", "1")
@@ -157,6 +162,7 @@ func TestLookupSurvivesCutLink(t *testing.T) {
 }
 
 func TestLookupFollowsFile(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "t.csv")
 	l, err := NewLookups(LookupsOptions{Tables: []LookupTable{{Name: "t", File: file}}, filePoll: 5 * time.Millisecond})
 	require.NoError(t, err)
@@ -194,6 +200,7 @@ func TestLookupFollowsFile(t *testing.T) {
 }
 
 func TestLookupOptions(t *testing.T) {
+	t.Parallel()
 	for want, tables := range map[string][]LookupTable{
 		"is there twice":           {{Name: "a", File: "x.csv"}, {Name: "a", File: "y.csv"}},
 		"needs a bucket or a file": {{Name: "a"}},

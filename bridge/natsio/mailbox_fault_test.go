@@ -18,6 +18,7 @@ import (
 
 // Through restarts and cut links: tried again until it is stored, each entry is there once, in order.
 func TestMailboxThroughFaults(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]func(*testing.T, *bridgetest.NATS, *bridgetest.Link){
 		"restart": func(t *testing.T, n *bridgetest.NATS, _ *bridgetest.Link) { n.Restart(t) },
 		"cut":     func(_ *testing.T, _ *bridgetest.NATS, l *bridgetest.Link) { l.Cut() },
@@ -126,6 +127,7 @@ func TestMailboxManyBoxes(t *testing.T) {
 
 // While the pages are read, boxes come and go: what stays is never missed.
 func TestPages(t *testing.T) {
+	t.Parallel()
 	var all []string
 	for i := range 25 {
 		all = append(all, fmt.Sprintf("s%02d", i))

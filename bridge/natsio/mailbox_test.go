@@ -58,6 +58,7 @@ func appendTo(t testing.TB, m *Mailbox, p *bridge.Parcel) uint64 {
 }
 
 func TestMailbox(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	m := mailbox(t, connectTo(t, n.URL()), nil)
 	require.EqualError(t, m.Ready(), "stream DOWNLINK_MAILBOX: not checked yet")
@@ -119,6 +120,7 @@ func TestMailbox(t *testing.T) {
 
 // Names of any bytes that a hub and NATS allow, and boxes that begin alike.
 func TestMailboxKeepsBoxesApart(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	m := mailbox(t, connectTo(t, n.URL()), nil) // without Run: the first Append makes the stream
 	var want []bridge.Box
@@ -159,6 +161,7 @@ func TestMailboxKeepsBoxesApart(t *testing.T) {
 }
 
 func TestMailboxWaiting(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	m := mailbox(t, connectTo(t, n.URL()), nil)
 	e1 := appendTo(t, m, keyed(waits("d", 1), "set"))
@@ -187,6 +190,7 @@ func TestMailboxWaiting(t *testing.T) {
 }
 
 func TestMailboxEntriesThatCannotBeRead(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	m := mailbox(t, connectTo(t, n.URL()), nil)
 	good := appendTo(t, m, waits("d", 1))
@@ -268,6 +272,7 @@ func TestMailboxStrays(t *testing.T) {
 
 // A stream that somebody made without direct gets: the leader answers.
 func TestMailboxWithoutDirectGet(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "DOWNLINK_MAILBOX", Subjects: []string{"downlink.mailbox.>"}})
 	m := mailbox(t, connectTo(t, n.URL()), func(o *MailboxOptions) { o.Create = false })
@@ -286,6 +291,7 @@ func TestMailboxWithoutDirectGet(t *testing.T) {
 
 // A replica that lags behind says that there is nothing.
 func TestMailboxDoesNotBelieveOneReplica(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	m := mailbox(t, connectTo(t, n.URL()), nil)
 	entry := appendTo(t, m, waits("d", 1))
@@ -307,6 +313,7 @@ func TestMailboxDoesNotBelieveOneReplica(t *testing.T) {
 }
 
 func TestMailboxFull(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	m := mailbox(t, connectTo(t, n.URL()), func(o *MailboxOptions) { o.MaxBytes = 2000 })
 	run(t, m.Run)
@@ -333,6 +340,7 @@ func TestMailboxFull(t *testing.T) {
 }
 
 func TestMailboxCannotHold(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t, func(o *server.Options) { o.MaxPayload = 8192 })
 	m := mailbox(t, connectTo(t, n.URL()), nil)
 	run(t, m.Run)
@@ -363,6 +371,7 @@ func TestMailboxCannotHold(t *testing.T) {
 }
 
 func TestMailboxMissing(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
 	_, err := NewMailbox(MailboxOptions{Conn: c, Name: "a.b"})
@@ -394,6 +403,7 @@ func TestMailboxMissing(t *testing.T) {
 
 // A stream that would drop what waits, or that is not ours, is refused, not used.
 func TestMailboxUnfit(t *testing.T) {
+	t.Parallel()
 	for want, cfg := range map[string]jetstream.StreamConfig{
 		"its max age of 1h0m0s would delete what waits: `nats stream edit DOWNLINK_MAILBOX --max-age 0`":                     {MaxAge: time.Hour},
 		"it makes room by deleting what waits: `nats stream edit DOWNLINK_MAILBOX --discard new`":                            {MaxBytes: 1 << 20},
@@ -420,6 +430,7 @@ func TestMailboxUnfit(t *testing.T) {
 }
 
 func TestMailboxPermission(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t, func(o *server.Options) {
 		o.Users = []*server.User{{Username: "u", Password: "p", Permissions: &server.Permissions{
 			Publish: &server.SubjectPermission{Deny: []string{"downlink.mailbox.>"}},

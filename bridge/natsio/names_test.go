@@ -8,6 +8,7 @@ import (
 )
 
 func TestPatterns(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		a, b    string
 		collide bool
@@ -30,6 +31,7 @@ func TestPatterns(t *testing.T) {
 }
 
 func TestCheckSubject(t *testing.T) {
+	t.Parallel()
 	for _, s := range []string{"", ".", "a.", ".a", "a..b", "a b", "a.*", "a.>", "a\t", "a\x00"} {
 		require.Error(t, checkSubject(s), fmt.Sprintf("%q", s))
 	}

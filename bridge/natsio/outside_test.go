@@ -19,6 +19,7 @@ import (
 // One message whose subject its stream does not store, which a property may cause, must not
 // stop the messages of all devices behind it: it is refused, and becomes a dead letter.
 func TestOrderedPublisherRefusesASubjectOutsideItsStream(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "EDGE", "edge.*.reboot")
 	p, _ := runOrdered(t, n.URL(), func(o *PublisherOptions) { o.Stream, o.Subjects = "EDGE", []string{"edge.>"} })
@@ -44,6 +45,7 @@ func TestOrderedPublisherRefusesASubjectOutsideItsStream(t *testing.T) {
 // A stream that can store nothing of what is published is a mistake in the configuration: nothing
 // is refused, all waits, and Ready says so before the first message.
 func TestOrderedPublisherIsNotReadyForAStreamOfOtherSubjects(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "EDGE", "other.>")
 	p, _ := runOrdered(t, n.URL(), func(o *PublisherOptions) { o.Stream, o.Subjects = "EDGE", []string{"edge.>"} })
@@ -55,6 +57,7 @@ func TestOrderedPublisherIsNotReadyForAStreamOfOtherSubjects(t *testing.T) {
 
 // A login that may not ask for the stream gets no answer; the reason is told, not the silence.
 func TestOrderedPublisherNamesAMissingPermission(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t, func(o *server.Options) {
 		o.Users = []*server.User{{Username: "u", Password: "p", Permissions: &server.Permissions{
 			Publish: &server.SubjectPermission{Deny: []string{"$JS.API.>"}}, Subscribe: &server.SubjectPermission{Allow: []string{">"}},

@@ -70,6 +70,7 @@ func (w *owner) receives(last uint64, limit time.Duration) (got []uint64) {
 }
 
 func TestOwnedWithoutALease(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	w := runOwner(t, n.URL(), nil)
@@ -81,6 +82,7 @@ func TestOwnedWithoutALease(t *testing.T) {
 
 // Nothing is pulled, and nothing is looked up, before Own.
 func TestOwnedPullsOnlyWhileHeld(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -218,6 +220,7 @@ func TestOwnedStalledOwner(t *testing.T) {
 
 // The server is away so long that the lease is lost; the same process has it again, and begins anew.
 func TestOwnedThroughALongOutage(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -274,6 +277,7 @@ func TestOwnedTakesThePin(t *testing.T) {
 
 // The consumer is deleted while nobody owns the stream: the next tenure of a process goes on where the last one was.
 func TestOwnedConsumerDeletedBetween(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)

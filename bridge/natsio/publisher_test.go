@@ -106,6 +106,7 @@ func becomesReady(t testing.TB, ready func() error) {
 }
 
 func TestOrderedPublisher(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "EDGE", "edge.>")
 	p, _ := runOrdered(t, n.URL(), func(o *PublisherOptions) { o.Window = 16 })
@@ -132,6 +133,7 @@ func TestOrderedPublisher(t *testing.T) {
 
 // Whatever happens to the connection or the server, the stream has all, once and in order.
 func TestOrderedPublisherThroughFaults(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]func(t *testing.T, n *bridgetest.NATS, l *bridgetest.Link){
 		"cut":     func(_ *testing.T, _ *bridgetest.NATS, l *bridgetest.Link) { l.Cut() },
 		"restart": func(t *testing.T, n *bridgetest.NATS, _ *bridgetest.Link) { n.Restart(t) },
@@ -167,6 +169,7 @@ func TestOrderedPublisherThroughFaults(t *testing.T) {
 
 // Without IDs a message may repeat, but none is lost and none changes places.
 func TestOrderedPublisherWithoutIDs(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "EDGE", "edge.>")
 	link := n.Link(t)
@@ -194,6 +197,7 @@ func TestOrderedPublisherWithoutIDs(t *testing.T) {
 }
 
 func TestOrderedPublisherWaitsForItsStream(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	p, _ := runOrdered(t, n.URL(), nil)
 	becomesReady(t, p.Ready)
@@ -210,6 +214,7 @@ func TestOrderedPublisherWaitsForItsStream(t *testing.T) {
 }
 
 func TestOrderedPublisherStreamOption(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	p, _ := runOrdered(t, n.URL(), func(o *PublisherOptions) { o.Stream, o.Subjects = "EDGE", []string{"edge.>"} })
 	becomes(t, p.Ready, "stream EDGE does not exist: `nats stream add EDGE --subjects 'edge.>'` or set create: true")
@@ -223,6 +228,7 @@ func TestOrderedPublisherStreamOption(t *testing.T) {
 
 // A full stream holds everything up and loses nothing; nothing overtakes what does not fit.
 func TestOrderedPublisherFullStream(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	s := n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "EDGE", Subjects: []string{"edge.>"}, MaxBytes: 3000, Discard: jetstream.DiscardNew})
 	p, _ := runOrdered(t, n.URL(), func(o *PublisherOptions) { o.Stream = "EDGE" })
@@ -248,6 +254,7 @@ func TestOrderedPublisherFullStream(t *testing.T) {
 
 // What can never be published is refused alone, in its place.
 func TestOrderedPublisherRefuses(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "EDGE", Subjects: []string{"edge.>"}, MaxMsgSize: 100_000})
 	p, _ := runOrdered(t, n.URL(), nil)
@@ -282,6 +289,7 @@ func TestOrderedPublisherRefuses(t *testing.T) {
 }
 
 func TestPublishersStop(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	url := "nats://" + l.Addr().String()
@@ -314,6 +322,7 @@ func TestPublishersStop(t *testing.T) {
 }
 
 func TestPublisherNamesMissingPermission(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t, func(o *server.Options) {
 		o.Users = []*server.User{{Username: "relay", Password: secret, Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"edge.d1.x"}}}}}
 	})
@@ -333,6 +342,7 @@ func TestPublisherNamesMissingPermission(t *testing.T) {
 }
 
 func TestCorePublisher(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	link := n.Link(t)
 	var mu sync.Mutex

@@ -44,6 +44,7 @@ func record(c bridge.Correlation, status string) bridge.Record {
 }
 
 func TestReceiptAsStored(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
 	require.NoError(t, r.Ready(), "nobody has asked for receipts")
@@ -81,6 +82,7 @@ func TestReceiptAsStored(t *testing.T) {
 
 // Many that store at once share the connection: they do not wait for each other.
 func TestReceiptsArePipelined(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
 	require.NoError(t, r.Store(t.Context(), receipt(), correlation()))
@@ -105,6 +107,7 @@ func TestReceiptsArePipelined(t *testing.T) {
 
 // Who is answered when: by what the publisher waits for.
 func TestReceiptAnswers(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
 	sub, err := n.Conn(t).SubscribeSync("reply.>")
@@ -152,6 +155,7 @@ func TestReceiptAnswers(t *testing.T) {
 
 // What a client restarted finds of what it recorded before: by the ID that the hub gives.
 func TestPendingIsFound(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
 	first := correlation()
@@ -243,6 +247,7 @@ func TestPendingInBulk(t *testing.T) {
 }
 
 func TestOverdue(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
 	now := time.Now()
@@ -292,6 +297,7 @@ func TestOverdue(t *testing.T) {
 
 // What was recorded for a send and then became a dead letter has no outcome at the device that could be missed.
 func TestDeadIsNotOverdue(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
 	for _, status := range []string{bridge.StatusDead, bridge.StatusReplaced, bridge.StatusAccepted} {
@@ -337,6 +343,7 @@ func TestOverdueOfNone(t *testing.T) {
 
 // More than one portion in a slot.
 func TestOverdueOfMany(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
 	expires := time.Now().Add(-2 * time.Hour)
@@ -364,6 +371,7 @@ func TestOverdueOfMany(t *testing.T) {
 }
 
 func TestTold(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
 	begin := time.Now().Add(-time.Minute)
@@ -394,6 +402,7 @@ func TestTold(t *testing.T) {
 
 // Nobody reads a hub's feedback before somebody has asked for it, this process or the one before.
 func TestWaitAsked(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
 	soon, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
@@ -411,6 +420,7 @@ func TestWaitAsked(t *testing.T) {
 }
 
 func TestReceiptsNotReady(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	c := connectTo(t, n.URL())
 	r, err := NewReceipts(ReceiptsOptions{Conn: c, Name: "prod", Wanted: true})
@@ -434,6 +444,7 @@ func TestReceiptsNotReady(t *testing.T) {
 
 // While NATS is away nothing can be stored, and it says so; afterwards it can.
 func TestReceiptsWithoutNATS(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
 	run(t, r.Run)

@@ -46,6 +46,7 @@ func probeOf(t *testing.T, o Options) *Probe {
 
 // Of each right the probe tells whether it is there, for all of a bridge's.
 func TestProbeTellsEachRight(t *testing.T) {
+	t.Parallel()
 	all := BridgeRights(BridgeNeeds{
 		Name: "prod", Create: true, Core: []string{"ask.>"}, Buckets: []string{"b"},
 		Sources: []RightsSource{{Stream: "S", Filters: []string{"cmd.*.>"}, Create: true}},
@@ -90,6 +91,7 @@ func TestProbeTellsEachRight(t *testing.T) {
 
 // Nobody gets anything of a probe, and no stream: not even who listens to all.
 func TestProbeChangesNothing(t *testing.T) {
+	t.Parallel()
 	n, o := limited(t, nil)
 	admin := n.Conn(t, nats.UserInfo("admin", "p"))
 	js := n.JetStream(t, nats.UserInfo("admin", "p"))
@@ -119,6 +121,7 @@ func TestProbeChangesNothing(t *testing.T) {
 
 // What takes no offence at a reserved reply, whatever it is, is given nothing but the one message that nobody hears.
 func TestProbeOfWhatRefusesNothing(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	published := make(chan string, 16)
@@ -158,6 +161,7 @@ func TestProbeOfWhatRefusesNothing(t *testing.T) {
 }
 
 func TestProbeSubjects(t *testing.T) {
+	t.Parallel()
 	n, o := limited(t, nil)
 	js := n.JetStream(t, nats.UserInfo("admin", "p"))
 	require.NoError(t, createStream(t.Context(), js, Stream{Name: "S", Subjects: []string{"cmd.>", "x"}}.config()))
@@ -270,6 +274,7 @@ func TestRightsInADomain(t *testing.T) {
 
 // A relay on core NATS asks for nothing, so that it may not subscribe to anything.
 func TestPermissionsOfNothing(t *testing.T) {
+	t.Parallel()
 	list := RelayRights(RelayNeeds{Name: "site", Subjects: []string{"edge.>"}})
 	require.Equal(t, []Right{{Op: opPublish, Subject: "edge.>", For: "core NATS"}, {Op: opPublish, Subject: "site.dead.>", For: "dead letters"}}, list)
 	_, o := limited(t, list)

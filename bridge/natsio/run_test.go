@@ -10,7 +10,10 @@ import (
 	"downlink/mapping"
 )
 
-func TestMain(m *testing.M) { bridgetest.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	bridgetest.Parallel(6) // tests that measure time, or that keep the CPUs busy, run alone
+	bridgetest.VerifyTestMain(m)
+}
 
 // run runs a part until the test ends, and waits for it.
 func run(t testing.TB, part func(context.Context) error) (stop func()) {

@@ -9,6 +9,7 @@ import (
 )
 
 func TestServer(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s, err := StartServer(ServerOptions{Listen: "127.0.0.1:0", StoreDir: dir, Streams: []Stream{{Name: "EDGE", Subjects: []string{"edge.>"}, Duplicates: time.Hour}}, Logger: testLog(t)})
 	require.NoError(t, err)
@@ -34,6 +35,7 @@ func TestServer(t *testing.T) {
 }
 
 func TestServerOptions(t *testing.T) {
+	t.Parallel()
 	for listen, want := range map[string]string{
 		"localhost": `embedded nats: listen "localhost": not host:port`, "127.0.0.1:x": `"x" is not a port`, "127.0.0.1:70000": "is not a port",
 	} {

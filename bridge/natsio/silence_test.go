@@ -44,6 +44,7 @@ func (p *puller) letOut() (seqs []uint64) {
 // While the server hung (a frozen machine, a lost network) nobody's AckWait ran out, and
 // the former owner's progress acks arrive with the end of it. The same when we hung.
 func TestBarrierWaitsAnewAfterASilence(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := silent(t)
 		time.Sleep(time.Minute)
@@ -66,6 +67,7 @@ func TestBarrierWaitsAnewAfterASilence(t *testing.T) {
 }
 
 func TestBarrierGivesUpOnAServerThatTalks(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := silent(t)
 		for range 12 {

@@ -52,6 +52,7 @@ func checkRun(t *testing.T, w *owner, want int, limit time.Duration, ctx context
 }
 
 func TestSourceThroughServerRestarts(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	const total = 6000
@@ -109,6 +110,7 @@ func faults(t *testing.T, n *bridgetest.NATS, total int, fault func()) (wait fun
 }
 
 func TestSourceConsumerDeleted(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -137,6 +139,7 @@ func TestSourceConsumerDeleted(t *testing.T) {
 
 // The stream is deleted and made again: numbers start at 1, and an ack for an old 1 must not reach the new one.
 func TestSourceStreamMadeAnew(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -175,6 +178,7 @@ func TestSourceStreamMadeAnew(t *testing.T) {
 // The server lost its latest notes on the consumer, as it does when it is killed: it hands out again what
 // is held or settled here.
 func TestSourceConsumerStateLost(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)

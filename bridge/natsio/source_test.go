@@ -125,6 +125,8 @@ func (w *owner) ready() {
 
 func publish(t testing.TB, js jetstream.JetStream, from, to int) {
 	t.Helper()
+	// What is written before the client has noticed that a server was stopped is lost, and so is its answer.
+	require.Eventually(t, func() bool { return js.Conn().FlushTimeout(time.Second) == nil }, 10*time.Second, 10*time.Millisecond)
 	for i := from; i <= to; i++ {
 		_, err := js.Publish(t.Context(), "cmd.d"+strconv.Itoa(i%7), []byte(strconv.Itoa(i)))
 		require.NoError(t, err)
@@ -139,6 +141,7 @@ func pendingOf(t testing.TB, js jetstream.JetStream) *jetstream.ConsumerInfo {
 }
 
 func TestSourceDelivers(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -179,6 +182,7 @@ func TestSourceDelivers(t *testing.T) {
 
 // What is held is neither redelivered nor let out twice, however long it takes.
 func TestSourceKeepsWhatItHolds(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -192,6 +196,7 @@ func TestSourceKeepsWhatItHolds(t *testing.T) {
 }
 
 func TestSourceRecognisesRedeliveries(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -213,6 +218,7 @@ func TestSourceRecognisesRedeliveries(t *testing.T) {
 
 // The owner dies with unacked messages; newer ones wait in the stream and more are published.
 func TestSourceTakesOverInOrder(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -275,6 +281,7 @@ func TestSourceStandby(t *testing.T) {
 
 // An owner that is drained lets go of what it did not hand out at once; a second one goes on in order.
 func TestSourceDrain(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -298,6 +305,7 @@ func TestSourceDrain(t *testing.T) {
 }
 
 func TestSourceMissingStreamIsCreated(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	js := n.JetStream(t)
 	w := runOwner(t, n.URL(), func(o *SourceOptions) { o.Create, o.Start = true, "" })
@@ -307,6 +315,7 @@ func TestSourceMissingStreamIsCreated(t *testing.T) {
 }
 
 func TestSourceStart(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -331,6 +340,7 @@ func TestSourceStart(t *testing.T) {
 }
 
 func TestSourceWorkQueueStartsAtAll(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "S", Subjects: []string{"cmd.>"}, Retention: jetstream.WorkQueuePolicy})
 	js := n.JetStream(t)
@@ -351,6 +361,7 @@ func TestSourceWorkQueueStartsAtAll(t *testing.T) {
 
 // Messages that are deleted while a dead owner holds them do not hold the next one up.
 func TestSourcePurgedPending(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	stream := n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -371,6 +382,7 @@ func TestSourcePurgedPending(t *testing.T) {
 }
 
 func TestSourceBoundsWhatItHolds(t *testing.T) {
+	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	n.CreateStream(t, "S", "cmd.>")
 	js := n.JetStream(t)
@@ -386,6 +398,7 @@ func TestSourceBoundsWhatItHolds(t *testing.T) {
 }
 
 func TestSourceNamesWhatIsWrong(t *testing.T) {
+	t.Parallel()
 	plain := bridgetest.RunNATS(t, func(o *server.Options) { o.JetStream = false })
 	w := runOwner(t, plain.URL(), nil)
 	becomes(t, w.source.Ready, "stream S: nobody answers for JetStream")
@@ -414,6 +427,7 @@ func TestSourceNamesWhatIsWrong(t *testing.T) {
 }
 
 func TestSourceOptions(t *testing.T) {
+	t.Parallel()
 	for _, o := range []SourceOptions{
 		{Stream: "", Consumer: "c"}, {Stream: "a.b", Consumer: "c"}, {Stream: "S", Consumer: "a b"}, {Stream: "S", Consumer: ""},
 		{Stream: "S", Consumer: "c", Start: "yesterday"},

@@ -14,7 +14,7 @@ import (
 // Tiny runs of each measurement: they end, and their numbers agree with each
 // other. How fast anything is, is no test's business.
 func TestBenchBridge(t *testing.T) {
-	t.Setenv(asBinary, "1")
+	t.Parallel()
 	profiles := t.TempDir()
 	got := cli(t, "bench", "bridge", "--messages", "2000", "--devices", "50", "--pairs", "2", "--rate", "200", "--rate-for", "200ms",
 		"--hub-delay", "10ms", "--profiles", profiles, "--json")
@@ -46,7 +46,7 @@ func TestBenchBridge(t *testing.T) {
 }
 
 func TestBenchBridgeText(t *testing.T) {
-	t.Setenv(asBinary, "1")
+	t.Parallel()
 	got := cli(t, "bench", "bridge", "--messages", "500", "--devices", "30", "--pairs", "1", "--rate", "100", "--rate-for", "100ms")
 	require.Zero(t, got.code, got.stderr)
 	require.Regexp(t, `(?m)^round 1 +raw +\d+/s .* us  minimal +\d+/s .* us  bridge +\d+/s .* us +[\d.]+ MB$`, got.stdout)
@@ -55,7 +55,7 @@ func TestBenchBridgeText(t *testing.T) {
 }
 
 func TestBenchWaiting(t *testing.T) {
-	t.Setenv(asBinary, "1")
+	t.Parallel()
 	got := cli(t, "bench", "bridge", "--waiting", "3000", "--waiting-devices", "60", "--json")
 	require.Zero(t, got.code, got.stderr)
 	var r bench.WaitingResult
@@ -67,7 +67,7 @@ func TestBenchWaiting(t *testing.T) {
 }
 
 func TestBenchIsolation(t *testing.T) {
-	t.Setenv(asBinary, "1")
+	t.Parallel()
 	got := cli(t, "bench", "isolation", "--devices", "100", "--pairs", "1", "--for", "1s", "--ahead", "300", "--json")
 	require.Zero(t, got.code, got.stderr)
 	var r bench.IsolationResult

@@ -307,7 +307,7 @@ func TestSignalsRelease(t *testing.T) {
 	require.ErrorIs(t, ctx.Err(), context.Canceled)
 }
 
-// asBinary makes processes that a test starts from its own binary be downlink itself.
+// asBinary makes processes that a test starts from its own binary be downlink itself; TestMain sets it for all of them.
 const asBinary = "DOWNLINK_TEST_AS_BINARY"
 
 // TestMain: no goroutine of a command outlives it.
@@ -315,5 +315,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asBinary) != "" {
 		main()
 	}
+	if err := os.Setenv(asBinary, "1"); err != nil {
+		panic(err)
+	}
+	bridgetest.Parallel(4)
 	bridgetest.VerifyTestMain(m)
 }

@@ -13,6 +13,7 @@ import (
 // and the relay is killed with what it could not publish. The hub gives it all to
 // the next relay, and all of it is at the edge, in order, as it was published.
 func TestKilledWhileNATSRefuses(t *testing.T) {
+	t.Parallel()
 	devices := make([]string, pumps)
 	for d := range devices {
 		devices[d] = deviceID(d)

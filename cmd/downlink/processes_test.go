@@ -34,6 +34,7 @@ const (
 // nats-server is killed with one of the relays, while the bridge lives. Every
 // message is at the edge, in order for each device, as it was published.
 func TestKilledProcesses(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("takes 40 s: three times the bridge waits for JetStream's AckWait")
 	}

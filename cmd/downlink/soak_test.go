@@ -33,12 +33,19 @@ func buildDownlink(t *testing.T) string {
 // TestSoak: a short run of everything keeps every promise, and each sabotage is found out for what it
 // is; however a soak ends, its processes end with it.
 func TestSoak(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("takes 40 s")
 	}
 	program := buildDownlink(t)
-	t.Run("runs", func(t *testing.T) { testSoakRuns(t, program) })
-	t.Run("leaves nothing", func(t *testing.T) { testSoakLeavesNothing(t, program) })
+	t.Run("runs", func(t *testing.T) {
+		t.Parallel()
+		testSoakRuns(t, program)
+	})
+	t.Run("leaves nothing", func(t *testing.T) {
+		t.Parallel()
+		testSoakLeavesNothing(t, program)
+	})
 }
 
 func testSoakRuns(t *testing.T, program string) {
