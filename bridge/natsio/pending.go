@@ -276,8 +276,11 @@ func (r *Receipts) Overdue(ctx context.Context, from, to time.Time, handle func(
 	}
 	begin := func(slot int64) time.Time { return time.Unix(slot*int64(slotLength/time.Second), 0) }
 	filled, err := r.filled(ctx, first, last)
-	if errors.Is(err, nats.ErrNoResponders) && r.noBucket(ctx) {
-		return from, nil
+	if errors.Is(err, nats.ErrNoResponders) {
+		if r.noBucket(ctx) {
+			return from, nil
+		}
+		filled, err = r.filled(ctx, first, last) // it was made meanwhile
 	}
 	if err != nil {
 		return begin(first), r.bucketError(err)
