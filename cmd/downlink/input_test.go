@@ -57,6 +57,13 @@ func TestAwkwardInput(t *testing.T) {
 	}
 }
 
+// Ctrl-C before there is anything to end in good order is a failure, in a word that people know.
+func TestInterrupted(t *testing.T) {
+	c := start(t, "pub", "a", "--server", "nats://127.0.0.1:1", "--connect-timeout", "30s")
+	require.Equal(t, exitFailed, c.stop(t))
+	require.Equal(t, "downlink: NATS: interrupted\n", c.errs.String())
+}
+
 func TestVersionFlag(t *testing.T) {
 	flag, command := cli(t, "--version"), cli(t, "version")
 	require.Equal(t, exitOK, flag.code, flag.stderr)
