@@ -277,12 +277,15 @@ func (r *Receipts) Overdue(ctx context.Context, from, to time.Time, handle func(
 	// After a start there are hundreds of slots to look at, for nothing if nobody asks for feedback.
 	empty, err := r.nothingPending(ctx)
 	begin := func(slot int64) time.Time { return time.Unix(slot*int64(slotLength/time.Second), 0) }
-	if errors.Is(err, nats.ErrNoResponders) && r.noBucket(ctx) {
-		return from, nil
-	}
 	var filled []int64
 	if err == nil && !empty {
 		filled, err = r.filled(ctx, first, last)
+	}
+	if errors.Is(err, nats.ErrNoResponders) {
+		if r.noBucket(ctx) {
+			return from, nil
+		}
+		filled, err = r.filled(ctx, first, last) // it was made meanwhile
 	}
 	if err != nil {
 		return begin(first), r.bucketError(err)

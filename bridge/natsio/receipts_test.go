@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"downlink/bridge"
@@ -293,6 +294,25 @@ func TestOverdue(t *testing.T) {
 
 	_, err = r.Overdue(t.Context(), time.Time{}, now, func([]*bridge.Found) error { return context.DeadlineExceeded })
 	require.Error(t, err)
+}
+
+// A bucket that is made while it is looked at, as at the first start, is no reason to tell that NATS is away.
+func TestOverdueWhileTheBucketIsMade(t *testing.T) {
+	n := bridgetest.RunNATS(t)
+	conn := connectTo(t, n.URL())
+	for i := range 6 {
+		r := newReceipts(t, conn, fmt.Sprintf("b%d", i))
+		made := make(chan error, 1)
+		go func() { made <- r.Record(t.Context(), correlation()) }()
+		for upTo := (time.Time{}); upTo.IsZero(); {
+			var err error
+			upTo, err = r.Overdue(t.Context(), time.Time{}, time.Now(), func([]*bridge.Found) error { return nil })
+			if !assert.NoError(t, err) {
+				break
+			}
+		}
+		require.NoError(t, <-made)
+	}
 }
 
 // What was recorded for a send and then became a dead letter has no outcome at the device that could be missed.

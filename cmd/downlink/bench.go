@@ -12,7 +12,7 @@ machine to machine.`,
 		Example: `  downlink bench bridge
   downlink bench isolation
   downlink bench hub`,
-		Args: exactArgs(),
+		Args: onlyCommands,
 		RunE: func(*cobra.Command, []string) error { return usagef("which one? try: downlink bench bridge") },
 	}
 	cmd.AddCommand(newBenchBridgeCmd(s), newBenchIsolationCmd(s), newBenchHubCmd(s), newBenchPartCmd(s))

@@ -29,7 +29,7 @@ mended; or delete them. They are in the stream <NAME>_DEAD of the bridge's NATS.
   downlink dead show 17
   downlink dead redrive --reason device-not-found --device berlin-pump7
   downlink dead purge --until 7d --yes`,
-		Args: exactArgs(),
+		Args: onlyCommands,
 		RunE: func(*cobra.Command, []string) error { return usagef("which one? try: downlink dead ls") },
 	}
 	cmd.AddCommand(newDeadListCmd(s, logs), newDeadShowCmd(s, logs), newDeadRedriveCmd(s, logs), newDeadPurgeCmd(s, logs))

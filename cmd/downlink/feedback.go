@@ -24,9 +24,9 @@ var receiptStatuses = []string{
 
 func newFeedbackCmd(s streams, logs *logFlags) *cobra.Command {
 	var (
-		conn   natsFlags
+		store  storeFlags
 		f      natsio.ReceiptFilter
-		since  time.Duration
+		since  string
 		asJSON bool
 	)
 	cmd := &cobra.Command{
@@ -39,50 +39,50 @@ is no device.
 
 A bridge stores receipts of routes that ask for them (message.ack, receipts: true)
 and for publishers that wait for an answer.`,
-		Example: `  downlink feedback --since 10m
+		Example: `  downlink feedback -c bridge.yaml --since 10m
   downlink feedback --follow --device berlin-pump7
   downlink feedback --since 0 --status delivery-count-exceeded --json`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if since < 0 {
-				return usagef("--since: %s is less than 0", since)
-			}
 			if f.Status != "" && !slices.Contains(receiptStatuses, f.Status) {
 				return usagef("--status: %q is none of %s", f.Status, strings.Join(receiptStatuses, ", "))
 			}
-			if f.Name == "" || strings.ContainsAny(f.Name, " \t.*>/\\") {
-				return usagef("--name: %q cannot be a bridge's name", f.Name)
+			var err error
+			if since != "0" {
+				if f.Since, err = moment("--since", since, time.Now()); err != nil {
+					return err
+				}
 			}
-			if since > 0 {
-				f.Since = time.Now().Add(-since)
+			log, err := logs.ifAsked(s.err)
+			if f.Follow {
+				log, err = logs.logger(s.err, "warn", "") // a connection that is lost meanwhile ends nothing, and should be seen
 			}
-			log, err := logs.logger(s.err, "warn", "")
 			if err != nil {
 				return err
 			}
-			return printFeedback(cmd.Context(), s, &conn, f, asJSON, log)
+			return printFeedback(cmd.Context(), s, &store, f, asJSON, log)
 		},
 	}
-	conn.register(cmd)
+	store.register(cmd)
 	fs := cmd.Flags()
-	fs.StringVar(&f.Name, "name", "downlink", "the bridge's name, as in its configuration")
 	fs.StringVar(&f.Hub, "hub", "", "only of this hub, by its name in the configuration")
 	fs.StringVar(&f.Device, "device", "", "only of this device")
 	fs.StringVar(&f.Status, "status", "", "only with this status: "+strings.Join(receiptStatuses, ", "))
-	fs.DurationVar(&since, "since", time.Hour, "only what was stored so lately; 0: everything")
+	fs.StringVar(&since, "since", "1h", "only what was stored since then: how long ago (90m, 7d), or a time; 0: everything")
 	fs.BoolVar(&f.Follow, "follow", false, "go on with what comes, until Ctrl-C")
 	fs.BoolVar(&asJSON, "json", false, "print one JSON object a line")
 	return cmd
 }
 
-func printFeedback(ctx context.Context, s streams, flags *natsFlags, f natsio.ReceiptFilter, asJSON bool, log *slog.Logger) error {
-	conn, err := flags.connect(ctx, "downlink feedback", log)
+func printFeedback(ctx context.Context, s streams, flags *storeFlags, f natsio.ReceiptFilter, asJSON bool, log *slog.Logger) error {
+	st, err := flags.open(ctx, "downlink feedback", log)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer st.conn.Close()
+	f.Name = st.name
 	n := 0
-	err = natsio.ReadReceipts(ctx, conn, f, func(r natsio.StoredReceipt) error {
+	err = natsio.ReadReceipts(ctx, st.conn, f, func(r natsio.StoredReceipt) error {
 		n++
 		if asJSON {
 			return json.NewEncoder(s.out).Encode(r)

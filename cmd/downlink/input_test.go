@@ -27,6 +27,15 @@ func TestAwkwardInput(t *testing.T) {
 		{"send ''", "DEVICE is empty"},
 		{"listen ''", "DEVICE is empty"},
 		{"init ''", "FILE is empty"},
+		{"demo --count x", `--count: "x" is not a whole number`},
+		{"explain f a.b --stream S --seq -1", `--seq: "-1" is not a whole number from 0`},
+		{"status --interval 5", `--interval: "5" is not a time such as 500ms, 90s or 1h30m`},
+		{"soak --messages-per-second much", `--messages-per-second: "much" is not a number`},
+		{"sub a --json=perhaps", `--json: "perhaps" is not true or false`},
+		{"bench bogus", `unknown command "bogus" (downlink bench --help lists the commands)`},
+		{"dead lss", `unknown command "lss", did you mean "ls"? (downlink dead --help lists the commands)`},
+		{"mailbox bogus", `unknown command "bogus" (downlink mailbox --help lists the commands)`},
+		{"feedback --since 1x", `--since: "1x" is neither how long ago`},
 		{"send d --hub-connection-string-file " + quoted, "has quotes in it; it holds the connection string without quotes"},
 		{"demo --hub-connection-string-file x", "--hub-connection-string-file and --device-connection-string-file go together"},
 		{"demo --device-connection-string-file x", "--hub-connection-string-file and --device-connection-string-file go together"},
@@ -46,6 +55,13 @@ func TestAwkwardInput(t *testing.T) {
 			require.NotContains(t, got.stderr, "c2VjcmV0")
 		})
 	}
+}
+
+// Ctrl-C before there is anything to end in good order is a failure, in a word that people know.
+func TestInterrupted(t *testing.T) {
+	c := start(t, "pub", "a", "--server", "nats://127.0.0.1:1", "--connect-timeout", "30s")
+	require.Equal(t, exitFailed, c.stop(t))
+	require.Equal(t, "downlink: NATS: interrupted\n", c.errs.String())
 }
 
 func TestVersionFlag(t *testing.T) {

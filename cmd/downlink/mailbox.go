@@ -28,7 +28,7 @@ device and source stream, and goes to the device in order, by itself.`,
 		Example: `  downlink mailbox ls -c bridge.yaml
   downlink mailbox show --device berlin-pump7
   downlink mailbox purge --device berlin-pump7 --yes`,
-		Args: exactArgs(),
+		Args: onlyCommands,
 		RunE: func(*cobra.Command, []string) error { return usagef("which one? try: downlink mailbox ls") },
 	}
 	cmd.AddCommand(newMailboxListCmd(s, logs), newMailboxShowCmd(s, logs), newMailboxPurgeCmd(s, logs))

@@ -51,7 +51,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if closedOutput(err) {
 		return exitFailed // such as `downlink sub | head -1`: who read has enough, and there is nothing to say about it
 	}
-	for line := range strings.SplitSeq(err.Error(), "\n") {
+	text := err.Error()
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		text, _, _ = strings.Cut(strings.ReplaceAll(text, context.Canceled.Error(), "interrupted"), "\n") // what follows, such as killed children, comes of it
+	}
+	for line := range strings.SplitSeq(text, "\n") {
 		if line = strings.TrimSpace(line); line != "" {
 			fmt.Fprintln(stderr, "downlink:", line)
 		}

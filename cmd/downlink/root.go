@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // streams are a command's standard streams. Output for people and programs goes
@@ -49,12 +51,7 @@ Then:         downlink init downlink.yaml
               downlink bridge -c downlink.yaml`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return unknownCommand(cmd, args[0])
-		},
+		Args:          onlyCommands,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cmd.SetOut(s.err)
 			_ = cmd.Help()
@@ -67,7 +64,7 @@ Then:         downlink init downlink.yaml
 	root.SetIn(s.in)
 	root.SetOut(s.out)
 	root.SetErr(s.err)
-	root.SuggestionsMinimumDistance = 2
+	root.SetFlagErrorFunc(flagError)
 	logs.register(root)
 	root.AddCommand(
 		newDemoCmd(s, logs),
@@ -111,8 +108,41 @@ func markStart(cmd *cobra.Command, started *atomic.Bool) {
 	}
 }
 
+// onlyCommands are the arguments of a command that does nothing itself.
+func onlyCommands(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return unknownCommand(cmd, args[0])
+}
+
+// flagError says what a flag takes, where pflag quotes Go's parsers.
+func flagError(_ *cobra.Command, err error) error {
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return err
+	}
+	var takes string
+	switch invalid.GetFlag().Value.Type() {
+	case "bool":
+		takes = "true or false"
+	case "int", "int64":
+		takes = "a whole number"
+	case "uint32", "uint64":
+		takes = "a whole number from 0"
+	case "float64":
+		takes = "a number"
+	case "duration":
+		takes = "a time such as 500ms, 90s or 1h30m"
+	default:
+		return err
+	}
+	return fmt.Errorf("--%s: %q is not %s", invalid.GetFlag().Name, invalid.GetValue(), takes)
+}
+
 func unknownCommand(cmd *cobra.Command, name string) error {
 	hint := ""
+	cmd.SuggestionsMinimumDistance = 2
 	if near := cmd.SuggestionsFor(name); len(near) > 0 {
 		hint = fmt.Sprintf(", did you mean %q?", near[0])
 	}

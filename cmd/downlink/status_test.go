@@ -96,7 +96,7 @@ func TestStatusPages(t *testing.T) {
 	got = cli(t, "status", "--http", page.URL, "-s", "nats://127.0.0.1:1", "--connect-timeout", "50ms", "--interval", "20ms")
 	require.Equal(t, exitOK, got.code)
 	require.Contains(t, got.stdout, "(as far as it could be asked for)")
-	require.Regexp(t, `\nNATS +NATS: not ready within 50ms: nats://127.0.0.1:1`, got.stdout)
+	require.Regexp(t, `\nNATS +not ready within 50ms: nats://127.0.0.1:1`, got.stdout)
 
 	for _, strange := range []string{"<html>", `{"a": 1}`, `{"ready": true}`, `[]`} {
 		body = strange

@@ -234,7 +234,7 @@ func (r *statusReport) print(out io.Writer) error {
 		fmt.Fprintf(w, "\t%s\n", visible(line))
 	}
 	if r.NATS != "" {
-		fmt.Fprintf(w, "NATS\t%s\n", visible(r.NATS))
+		fmt.Fprintf(w, "NATS\t%s\n", visible(strings.TrimPrefix(r.NATS, "NATS: ")))
 	}
 	b := r.Backlog
 	fmt.Fprintf(w, "backlog\t%d messages: %d not read yet, %d in the mailbox, %d in memory%s\n", b.Total, b.Unread, b.Mailbox, b.InMemory, r.partly())

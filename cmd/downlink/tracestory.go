@@ -181,7 +181,7 @@ func (t *traceTarget) now(last traceEvent, again *mapping.Input) string {
 	case bridge.StatusUnknown:
 		return "accepted by the hub; no feedback came by an hour after its expiry, so nobody knows what the device did with it"
 	case bridge.StatusAccepted:
-		return "accepted by the hub at " + when + ", outcome at the device not known yet (the hub tells it only for routes with message: {ack: full})"
+		return "accepted by the hub at " + when + ", outcome at the device not known yet (the hub tells it only for routes with message: {ack: full}, and once the device took it or it expired)"
 	case bridge.StatusReplaced:
 		return "replaced at " + when + " by a newer message of the same key while it waited"
 	case bridge.StatusDropped:
@@ -191,7 +191,7 @@ func (t *traceTarget) now(last traceEvent, again *mapping.Input) string {
 		if t.of > 0 {
 			text = fmt.Sprintf("waits in the mailbox as entry %d (number %d of %d for the device) since %s", t.parked.Entry, t.place, t.of, when)
 		}
-		return text + "; downlink status says why"
+		return text + "; it goes out by itself, once those before it are gone and its device has room at the hub (downlink status shows the hub)"
 	case bridge.StatusDead:
 		if t.letter != nil {
 			return fmt.Sprintf("dead letter %d: %s; %s", t.letter.Entry, reasonText(string(t.letter.Reason), letterText(t.letter)), deadRemedy(t.letter))
