@@ -409,7 +409,7 @@ func (r *Receipts) Told(ctx context.Context, receipt bridge.Receipt, since time.
 	request := directRequest{Next: ReceiptSubject(r.o.Name, receipt.Hub, receipt.Device, receipt.Status), Start: &since, Batch: sweepAtOnce}
 	for {
 		n := 0
-		err := r.o.Conn.directGet(ctx, r.Stream(), request, func(m *nats.Msg) {
+		each := func(m *nats.Msg) {
 			n++
 			if seq, err := strconv.ParseUint(m.Header.Get(jetstream.SequenceHeader), 10, 64); err == nil {
 				request.Start, request.Seq = nil, seq+1
@@ -419,7 +419,13 @@ func (r *Receipts) Told(ctx context.Context, receipt bridge.Receipt, since time.
 				told = told || got.ID == receipt.ID && got.Stream == receipt.Stream && got.Sequence == receipt.Sequence && got.Route == receipt.Route &&
 					(receipt.Stream != "" || receipt.Route != "" || got.At.Equal(receipt.At))
 			}
-		})
+		}
+		err := r.o.Conn.directGet(ctx, r.Stream(), request, each)
+		if errors.Is(err, nats.ErrNoResponders) { // no receipt was ever stored, or JetStream is away
+			if err = r.stream.ensure(ctx); err == nil {
+				err = r.o.Conn.directGet(ctx, r.Stream(), request, each)
+			}
+		}
 		if err != nil {
 			return false, fmt.Errorf("stream %s: %w", r.Stream(), apiError(err))
 		}

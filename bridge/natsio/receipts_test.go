@@ -403,6 +403,7 @@ func TestTold(t *testing.T) {
 	}
 	rec := receipt()
 	rec.Status = bridge.StatusUnknown
+	require.False(t, told(rec), "there is no stream yet")
 	for i := range 300 {
 		other := rec
 		other.ID = fmt.Sprint("m", i)
