@@ -112,6 +112,7 @@ func (a *App) buildSources(c *config.Bridge, table *mapping.Table, nats *natsio.
 			return nil, err
 		}
 		a.checks = append(a.checks, s.Ready)
+		a.statuses["stream "+stream] = func() any { return o.Lease.Status() }
 		a.parts.add(layerClients, "source "+stream, a.afterLookups(s.Run))
 		a.parts.add(layerFlows, "drain of "+stream, drained(s))
 		sources = append(sources, s)

@@ -114,6 +114,24 @@ func (l *Lease) lasts(t *term, start moment) {
 	t.wall.Store(start.wall.Add(l.time.leaseValid).UnixNano())
 }
 
+// LeaseStatus says who owns a stream, for operators.
+type LeaseStatus struct {
+	Owned bool `json:"owned"` // by this process
+	// Owner is another process that owns it, as far as known: host, process number and a random part.
+	Owner string `json:"owner,omitempty"`
+}
+
+// Status is safe for concurrent use and asks nobody.
+func (l *Lease) Status() LeaseStatus {
+	s := LeaseStatus{Owned: l.Held()}
+	if !s.Owned {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		s.Owner = l.owner
+	}
+	return s
+}
+
 // Ready is nil while the lease is ours or another process's, as far as known. Otherwise it is one
 // line that says why it cannot be asked for.
 func (l *Lease) Ready() error {

@@ -81,6 +81,8 @@ func TestLease(t *testing.T) {
 	require.Equal(t, lost, acquire(t, a, time.Second), "held already")
 	standsBy(t, b, quick().leaseTTL+time.Second)
 	require.NoError(t, b.Ready(), "to stand by is well")
+	require.Equal(t, LeaseStatus{Owned: true}, a.Status())
+	require.Equal(t, LeaseStatus{Owner: a.id}, b.Status())
 	kept(t, lost)
 	require.True(t, a.Held())
 

@@ -69,7 +69,11 @@ func newOutbox(o PublisherOptions) *outbox {
 	if o.Window <= 0 {
 		o.Window = 256
 	}
-	b := &outbox{o: o, log: logger(o.Logger), work: make(chan struct{}, 1), room: make(chan struct{}, 1), over: make(chan struct{})}
+	log := logger(o.Logger)
+	if o.Stream != "" {
+		log = log.With("stream", o.Stream)
+	}
+	b := &outbox{o: o, log: log, work: make(chan struct{}, 1), room: make(chan struct{}, 1), over: make(chan struct{})}
 	b.err = connError(o.Conn.shown(), nil)
 	return b
 }

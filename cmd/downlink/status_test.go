@@ -40,6 +40,12 @@ func TestStatus(t *testing.T) {
 	j := objects(t, status("--json").stdout)[0]
 	require.Equal(t, true, j["ready"])
 	require.EqualValues(t, 1, j["dead"].(map[string]any)["total"])
+	require.Equal(t, true, j["streams"].([]any)[0].(map[string]any)["owned"])
+	standby := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"ready": true, "bridge": {}, "stream COMMANDS": {"owned": false, "owner": "host 12 abc"}}`)
+	}))
+	defer standby.Close()
+	require.Regexp(t, `\nCOMMANDS +0 +0 +1 +this process stands by for host 12 abc\n`, status("--http", standby.URL).stdout)
 
 	// Without the file: its streams are found by its consumers.
 	byFlags := cli(t, "status", "--http", "http://"+p.pages+"/", "--name", "plant", "-s", p.nats.URL(), "--interval", "20ms")

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"downlink/bridge/natsio"
 )
 
 // bridgePages asks a running bridge's /readyz and /status.
@@ -45,6 +47,7 @@ type pagesSeen struct {
 	version string
 	engine  engineStatus
 	links   map[string]linkStatus
+	streams map[string]natsio.LeaseStatus
 	has     bool // a bridge runs there
 }
 
@@ -103,9 +106,11 @@ func (p *bridgePages) look(ctx context.Context) (*pagesSeen, error) {
 	if code != http.StatusOK || json.Unmarshal(body, &parts) != nil || parts["ready"] == nil {
 		return nil, fmt.Errorf("%s/status is no page of downlink (status %d): is that the bridge's address?", p.base, code)
 	}
-	s := &pagesSeen{links: make(map[string]linkStatus)}
+	s := &pagesSeen{links: make(map[string]linkStatus), streams: make(map[string]natsio.LeaseStatus)}
 	for name, part := range parts {
-		switch hub, isHub := strings.CutPrefix(name, "hub "); {
+		hub, isHub := strings.CutPrefix(name, "hub ")
+		stream, isStream := strings.CutPrefix(name, "stream ")
+		switch {
 		case name == "version":
 			_ = json.Unmarshal(part, &s.version)
 		case name == "bridge":
@@ -114,6 +119,11 @@ func (p *bridgePages) look(ctx context.Context) (*pagesSeen, error) {
 			var l linkStatus
 			if json.Unmarshal(part, &l) == nil {
 				s.links[hub] = l
+			}
+		case isStream:
+			var l natsio.LeaseStatus
+			if json.Unmarshal(part, &l) == nil {
+				s.streams[stream] = l
 			}
 		}
 	}

@@ -80,7 +80,16 @@ type streamReport struct {
 	Unread   uint64 `json:"unread"`
 	Held     int    `json:"held"` // given to the bridge, not settled
 	Messages uint64 `json:"messages"`
+	Owned    *bool  `json:"owned,omitempty"` // by the process that was asked; missing: it does not say
+	Owner    string `json:"owner,omitempty"` // another process that has it
 	Error    string `json:"error,omitempty"`
+}
+
+func (s streamReport) note() string {
+	if s.Error == "" && s.Owner != "" {
+		return "this process stands by for " + s.Owner
+	}
+	return s.Error
 }
 
 type deadReport struct {
@@ -105,6 +114,12 @@ func (w *statusWatch) report(ctx context.Context) *statusReport {
 	b := &r.Backlog
 	if now != nil {
 		b.InMemory = now.engine.Waiting
+		for i := range r.Streams {
+			s := &r.Streams[i]
+			if l, ok := now.streams[s.Name]; ok {
+				s.Owned, s.Owner = &l.Owned, l.Owner
+			}
+		}
 	}
 	b.Total = b.Unread + b.Mailbox + b.InMemory
 	if speed := cmp.Or(b.Pace, b.Rate); speed > 0 {
@@ -257,7 +272,7 @@ func (r *statusReport) print(out io.Writer) error {
 		fmt.Fprintln(w, "\nSTREAM\tNOT READ YET\tHELD\tMESSAGES\tNOTE")
 	}
 	for _, s := range r.Streams {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\n", dash(s.Name), s.Unread, s.Held, s.Messages, dash(s.Error))
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\n", dash(s.Name), s.Unread, s.Held, s.Messages, dash(s.note()))
 	}
 	return w.Flush()
 }
