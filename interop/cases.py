@@ -75,7 +75,8 @@ REFUSALS = {
     },
     "too-large": {"python-amqp": "Exception", "node-amqp": "MessageTooLargeError", "rhea-amqp": "amqp:link:message-size-exceeded", "proton-amqp": "amqp:link:message-size-exceeded"},
     "already-expired": {"python-amqp": "Exception", "node-amqp": "ArgumentError", "rhea-amqp": "com.microsoft:argument-error", "proton-amqp": "com.microsoft:argument-error"},
-    "wrong-key": {"python-amqp": "AuthenticationException", "node-amqp": "UnauthorizedError", "rhea-amqp": "cbs:401", "proton-amqp": "cbs:401"},
+    # uamqp asks again for a token; when that comes to its end it says TokenAuthFailure, which is an AuthenticationException too.
+    "wrong-key": {"python-amqp": ("AuthenticationException", "TokenAuthFailure"), "node-amqp": "UnauthorizedError", "rhea-amqp": "cbs:401", "proton-amqp": "cbs:401"},
     "throttled": {"node-amqp": "ThrottlingError", "rhea-amqp": "com.microsoft:device-container-throttled", "proton-amqp": "com.microsoft:device-container-throttled"},
     "no-right": {"python-amqp": "LinkDetach", "node-amqp": "UnauthorizedError", "rhea-amqp": "amqp:unauthorized-access", "proton-amqp": "amqp:unauthorized-access"},
 }

@@ -40,7 +40,7 @@ class Program:
             self.seen.notify_all()
 
     def says(self, text):
-        """Waits for a line that begins so."""
+        """Waits for a line that begins so, or with one of several texts."""
         with self.seen:
             ok = self.seen.wait_for(lambda: self.done or any(line.startswith(text) for line in self.lines), LIMIT)
             if not ok or not any(line.startswith(text) for line in self.lines):
@@ -193,7 +193,7 @@ def refuses(d, sender, what, want):
     if what == "throttled":
         env["RETRY"] = "none"  # Node's SDK would try again for minutes
         d.admin("POST", "/admin/faults", {"point": "transfer", "kind": "throttle", "device": device})
-    d.send(sender, device, cases.refused_messages(what), code=3, **env).says(f"refused {want} ")
+    d.send(sender, device, cases.refused_messages(what), code=3, **env).says(tuple(f"refused {w} " for w in ([want] if isinstance(want, str) else want)))
 
 
 def refuses_login(d, receiver, what, want):
