@@ -191,6 +191,7 @@ func (g *guarded) exercise(create bool) {
 	inbox := nc.NewInbox()
 	answers, err := nc.SubscribeSync(inbox)
 	require.NoError(g.t, err)
+	require.NoError(g.t, nc.Flush()) // the stored message goes by another connection, and its answer may be faster
 	require.NoError(g.t, nc.PublishRequest("ask.good", inbox, []byte("x")))
 	waits := nats.NewMsg("cmd.good.reboot")
 	waits.Header.Set("Downlink-Reply-To", inbox)
