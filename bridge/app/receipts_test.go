@@ -204,8 +204,10 @@ func TestReceiptsAcrossARestart(t *testing.T) {
 	t.Parallel()
 	srv, h := bridgetest.RunNATS(t), outcomes(t)
 	x := runTeller(t, srv.URL(), h.AMQPAddr(), h, nil)
-	sub, err := srv.Conn(t).SubscribeSync("answers")
+	nc := srv.Conn(t)
+	sub, err := nc.SubscribeSync("answers")
 	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
 	x.send("purged", "m1", func(c *bridge.Correlation) { c.ReplyTo, c.Wait = "answers", bridge.StatusCompleted })
 	x.stop()
 	_, err = h.PurgeDevice("purged")
@@ -308,8 +310,10 @@ func TestUnknownOutcome(t *testing.T) {
 	defer conn.Close()
 	store, err := natsio.NewReceipts(natsio.ReceiptsOptions{Conn: conn, Create: true})
 	require.NoError(t, err)
-	sub, err := srv.Conn(t).SubscribeSync("answers")
+	nc := srv.Conn(t)
+	sub, err := nc.SubscribeSync("answers")
 	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
 	require.NoError(t, store.Record(t.Context(), bridge.Correlation{
 		ID: "m1", Device: "d1", Hub: "main", Route: "commands", Stream: "COMMANDS", Sequence: 7, Feedback: true,
 		SentAt: time.Now().Add(-5 * time.Hour), ReplyTo: "answers", Wait: bridge.StatusCompleted,
