@@ -322,7 +322,7 @@ func (b *Bridge) accept(ctx context.Context, d Delivery, release func()) {
 			h := b.hubs[r.Envelope.Hub]
 			it := newItem(m, r.Envelope)
 			it.group = targets > 1
-			if m.again() && b.recent.has(it) {
+			if m.again() && b.recent.has(identityOf(it.message, it.envelope)) {
 				m.resolve(it.parked()) // it came from the mailbox, and has its fate
 				continue
 			}

@@ -3,6 +3,8 @@ package bridge
 import (
 	"sync"
 	"time"
+
+	"downlink/mapping"
 )
 
 // recent remembers the latest messages that got their fate: those from the mailbox,
@@ -21,9 +23,8 @@ type identity struct {
 	stored                time.Time
 }
 
-func identityOf(it *item) identity {
-	in := it.message
-	return identity{in.Stream, it.envelope.Route, it.envelope.Device, in.Sequence, in.Time.UTC()}
+func identityOf(in *mapping.Input, e *mapping.Envelope) identity {
+	return identity{in.Stream, e.Route, e.Device, in.Sequence, in.Time.UTC()}
 }
 
 func newRecent(n int) *recent {
@@ -31,7 +32,7 @@ func newRecent(n int) *recent {
 }
 
 func (r *recent) add(it *item) {
-	id := identityOf(it)
+	id := identityOf(it.message, it.envelope)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.at[id]; ok {
@@ -42,24 +43,16 @@ func (r *recent) add(it *item) {
 	r.pos = (r.pos + 1) % len(r.ring)
 }
 
-func (r *recent) has(it *item) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, ok := r.at[identityOf(it)]
-	return ok
-}
-
-// holds reports whether an entry's message has got its fate.
-func (r *recent) holds(q *Parcel) bool {
-	if q.Message == nil || q.Envelope == nil {
-		return false
-	}
-	in := q.Message
-	id := identity{in.Stream, q.Envelope.Route, q.Envelope.Device, in.Sequence, in.Time.UTC()}
+func (r *recent) has(id identity) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	_, ok := r.at[id]
 	return ok
+}
+
+// holds reports whether an entry's message has got its fate; one that cannot be read is not known.
+func (r *recent) holds(q *Parcel) bool {
+	return q.Message != nil && q.Envelope != nil && r.has(identityOf(q.Message, q.Envelope))
 }
 
 // endings remembers the latest entries of the mailbox that got their fate: one that

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -21,13 +20,10 @@ type receipts struct {
 
 // buildReceipts adds the store of receipts, and the sweeper for what had no feedback in time.
 func (a *App) buildReceipts(c *config.Bridge, nats *natsio.Conn) (*receipts, error) {
+	create, replicas := storage(c)
 	o := natsio.ReceiptsOptions{
-		Conn: nats, Name: c.Name, Create: c.Storage.Create == nil || *c.Storage.Create, Sources: streams(c.Routes),
+		Conn: nats, Name: c.Name, Create: create, Replicas: replicas, Sources: streams(c.Routes),
 		MaxAge: c.Storage.ReceiptsMaxAge, MaxBytes: c.Storage.ReceiptsMaxBytes, Logger: a.options.Logger,
-	}
-	// Anything but a number is "source": as many as the source streams have.
-	if n, err := strconv.Atoi(c.Storage.Replicas); err == nil {
-		o.Replicas = n
 	}
 	for _, h := range c.Hubs {
 		o.Wanted = o.Wanted || h.Feedback == "always" || c.AsksFeedback(h.Name)
