@@ -347,13 +347,15 @@ func TestCorePublisher(t *testing.T) {
 	link := n.Link(t)
 	var mu sync.Mutex
 	var got []int
-	_, err := n.Conn(t).Subscribe("edge.>", func(m *nats.Msg) {
+	edge := n.Conn(t)
+	_, err := edge.Subscribe("edge.>", func(m *nats.Msg) {
 		i, _ := strconv.Atoi(string(m.Data))
 		mu.Lock()
 		defer mu.Unlock()
 		got = append(got, i)
 	})
 	require.NoError(t, err)
+	require.NoError(t, edge.Flush())
 	p, err := NewCorePublisher(PublisherOptions{Conn: Options{URLs: []string{link.URL()}}, Logger: testLog(t)})
 	require.NoError(t, err)
 	run(t, p.Run)

@@ -111,9 +111,11 @@ func TestReceiptAnswers(t *testing.T) {
 	t.Parallel()
 	n := bridgetest.RunNATS(t)
 	r := newReceipts(t, connectTo(t, n.URL()), "prod")
-	sub, err := n.Conn(t).SubscribeSync("reply.>")
+	replies := n.Conn(t)
+	sub, err := replies.SubscribeSync("reply.>")
 	require.NoError(t, err)
 	require.NoError(t, sub.SetPendingLimits(-1, -1))
+	require.NoError(t, replies.Flush())
 	end := n.Conn(t)
 	for _, x := range []struct {
 		wait, status string

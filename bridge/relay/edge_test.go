@@ -155,9 +155,11 @@ func first(h nats.Header, name string) string {
 
 func TestEdgeCore(t *testing.T) {
 	h, n := bridgetest.RunHub(t, "d1"), bridgetest.RunNATS(t)
-	sub, err := n.Conn(t).SubscribeSync("edge.>")
+	local := n.Conn(t)
+	sub, err := local.SubscribeSync("edge.>")
 	require.NoError(t, err)
 	require.NoError(t, sub.SetPendingLimits(-1, -1))
+	require.NoError(t, local.Flush())
 	runEdge(t, h, n, true)
 	for i := range 100 {
 		send(t, h, c2d.Message{MessageID: fmt.Sprint(i)})
