@@ -93,3 +93,41 @@ func TestParkedWhileTheBoxIsFoundEmpty(t *testing.T) {
 		p.stop(t)
 	})
 }
+
+// lateSource brings its first message behind a barrier.
+type lateSource struct {
+	*process
+	begun time.Time
+	after time.Duration
+}
+
+func (s lateSource) Receive(ctx context.Context) (Delivery, error) {
+	if !sleep(ctx, time.Until(s.begun.Add(s.after))) {
+		return nil, ctx.Err()
+	}
+	return s.process.Receive(ctx)
+}
+
+// The process before put a message into the mailbox, and its ack got lost. Whenever the message comes again, while its entry
+// is in flight, is being deleted or is gone, it is not sent twice.
+func TestComesAgainWhileItsEntryEnds(t *testing.T) {
+	for _, after := range []time.Duration{0, 500 * time.Millisecond, 1500 * time.Millisecond, 3 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			w.publish("cmd.d", "a")
+			in := w.log[0]
+			q := &Parcel{Envelope: bySubject{}.Map(&in)[0].Envelope, Message: &in, At: in.Time}
+			earlier := &process{w: w, held: true}
+			_, err := worldMailbox{earlier}.Append(t.Context(), q)
+			require.NoError(t, err)
+			w.slow = func() time.Duration { return time.Second }
+			p := w.run(t, func(o *Options) {
+				o.Sources[0] = lateSource{o.Sources[0].(*process), time.Now(), after}
+				o.Hubs[0].Sender = slowHub{o.Hubs[0].Sender, time.Second}
+			})
+			w.quiet(t, after.String())
+			require.Equal(t, []string{"a"}, w.names("d"), after)
+			p.stop(t)
+		})
+	}
+}

@@ -68,7 +68,7 @@ type Bridge struct {
 	ledger        *ledger
 	parker        *parker
 	metrics       *metrics
-	recent        *recent // from the mailbox, with a durable fate
+	recent        *recent // from the mailbox, with a fate: until that is durable, the mailbox has them
 	strays        *recent // with a fate, and maybe an entry in the mailbox that is not known yet
 	retryNoDevice map[string]bool
 
@@ -101,7 +101,7 @@ func New(o Options) (*Bridge, error) {
 		strays:        newRecent(2 * o.MaxHeld),
 		retryNoDevice: make(map[string]bool),
 	}
-	b.ledger = newLedger(o, b.metrics, b.recent, b.log)
+	b.ledger = newLedger(o, b.metrics, b.log)
 	b.parker = newParker(o.Mailbox, b.log)
 	b.ledger.find = b.parker.find
 	for _, s := range o.Sources {
@@ -322,10 +322,6 @@ func (b *Bridge) accept(ctx context.Context, d Delivery, release func()) {
 			h := b.hubs[r.Envelope.Hub]
 			it := newItem(m, r.Envelope)
 			it.group = targets > 1
-			if m.again() && b.recent.has(identityOf(it.message, it.envelope)) {
-				m.resolve(it.parked()) // it came from the mailbox, and has its fate
-				continue
-			}
 			h.enqueue(it, !h.room.admit(ctx))
 		case r.Envelope != nil:
 			b.ledger.conclude(b.sendCtx, m.unmapped(DeadLetter{Route: r.Route, Device: r.Envelope.Device, MessageID: r.Envelope.MessageID,

@@ -77,8 +77,13 @@ type job struct {
 // enqueue puts it at the end of its device's lane. crowded: the hub holds its
 // share already, and does not keep up.
 func (h *hub) enqueue(it *item, crowded bool) {
-	h.room.enter()
 	h.mu.Lock()
+	if it.of.again() && h.bridge.recent.has(identityOf(it.message, it.envelope)) {
+		h.mu.Unlock()
+		it.of.resolve(it.parked()) // it came from the mailbox, and has its fate
+		return
+	}
+	h.room.enter()
 	l := h.laneFor(it, crowded)
 	l.priority = it.envelope.Priority
 	l.tail = append(l.tail, it)

@@ -44,14 +44,13 @@ type ledger struct {
 	receipts Receipts
 	mailbox  Mailbox
 	metrics  *metrics
-	recent   *recent
 	find     func(context.Context, Box, *item) (uint64, error)
 	log      *slog.Logger
 	crew     *crew[*closing]
 }
 
-func newLedger(o Options, m *metrics, r *recent, log *slog.Logger) *ledger {
-	g := &ledger{letters: o.DeadLetters, receipts: o.Receipts, mailbox: o.Mailbox, metrics: m, recent: r, log: log}
+func newLedger(o Options, m *metrics, log *slog.Logger) *ledger {
+	g := &ledger{letters: o.DeadLetters, receipts: o.Receipts, mailbox: o.Mailbox, metrics: m, log: log}
 	g.crew = &crew[*closing]{news: make(chan struct{}, 1), workers: clerks, work: g.close, log: log, what: "what became of messages cannot be stored; they stay where they are"}
 	return g
 }
@@ -131,9 +130,6 @@ func (g *ledger) settled(c *closing) {
 		c.of.resolve(c.receipt)
 	case c.receipt.Status != "": // the mailbox had it
 		g.metrics.fate(c.receipt)
-		if c.item != nil {
-			g.recent.add(c.item)
-		}
 	}
 }
 
@@ -229,6 +225,7 @@ func (h *hub) conclude(it *item, status string, letter *DeadLetter, waits *lane)
 			h.bridge.strays.add(it) // whoever reads its entry must not send it again
 		}
 	} else if c.entry = it.entry.Load(); c.entry > 0 {
+		h.bridge.recent.add(it) // before its lane can be found empty
 		h.mu.Lock()
 		h.ended.add(c.entry)
 		h.mu.Unlock()
