@@ -131,3 +131,47 @@ func TestComesAgainWhileItsEntryEnds(t *testing.T) {
 		})
 	}
 }
+
+// slowAnswers stores at once, and says so later, or says that it does not know.
+type slowAnswers struct {
+	Mailbox
+	err error
+}
+
+func (m slowAnswers) Append(ctx context.Context, q *Parcel) (bool, error) {
+	repeat, err := m.Mailbox.Append(ctx, q)
+	if string(q.Message.Payload) == "late" && err == nil && !repeat {
+		sleep(ctx, time.Second)
+		if m.err != nil {
+			q.Entry = 0
+			return false, m.err
+		}
+	}
+	return repeat, err
+}
+
+// A message is read from the mailbox and sent while the answer to its append is on its way, or lost: the
+// copy in memory is not sent as well.
+func TestSentFromTheMailboxBeforeItsAppendIsAnswered(t *testing.T) {
+	for _, lost := range []error{nil, errors.New("no answer from JetStream")} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			w.full["d"] = true
+			for _, name := range numbered(80) {
+				w.publish("cmd.d", name)
+			}
+			p := w.run(t, func(o *Options) { o.Mailbox = slowAnswers{o.Mailbox, lost} })
+			time.Sleep(10 * time.Second)
+			require.Equal(t, 80, w.boxed())
+			w.publish("cmd.d", "late")
+			w.publish("cmd.d", "last")
+			time.Sleep(500 * time.Millisecond)
+			w.set(func() { w.full["d"] = false })
+			p.Freed("main", "d")
+			w.quiet(t, "")
+			require.Equal(t, append(numbered(80), "late", "last"), w.names("d"), lost)
+			require.Zero(t, w.boxed())
+			p.stop(t)
+		})
+	}
+}

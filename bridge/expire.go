@@ -86,8 +86,11 @@ func (h *hub) look(ctx context.Context, l *lane) (err error) {
 		}
 		above = q.Entry
 		h.mu.Lock()
-		fresh := h.takeUp(l, q)
+		fresh, doubted := h.takeUp(l, q)
 		h.mu.Unlock()
+		if doubted != nil {
+			h.stored(doubted)
+		}
 		if fresh {
 			h.end(it, "", it.letter(ReasonExpired, errExpired, h.name))
 		}

@@ -97,8 +97,7 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 	it.entry.Store(parcel.Entry)
 	won := it.leave(leftParked)
 	if won {
-		h.room.leave()
-		it.of.resolve(it.parked())
+		h.stored(it)
 	}
 	h.mu.Lock()
 	it.storing.Store(false)
@@ -119,6 +118,12 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 		return true, p.replace(ctx, h, l, key, parcel.Entry)
 	}
 	return true, nil
+}
+
+// stored settles an item that left its source for the mailbox.
+func (h *hub) stored(it *item) {
+	h.room.leave()
+	it.of.resolve(it.parked())
 }
 
 // parked notes that the item's home is the mailbox, or (gone) that it has had its
@@ -282,7 +287,11 @@ func (h *hub) load(l *lane) (*item, error) {
 			h.mu.Unlock()
 			return nil, errReplacing
 		}
-		if !h.takeUp(l, q) {
+		fresh, doubted := h.takeUp(l, q)
+		if doubted != nil {
+			defer h.stored(doubted)
+		}
+		if !fresh {
 			h.mu.Unlock()
 			continue
 		}
@@ -309,7 +318,7 @@ func (h *hub) load(l *lane) (*item, error) {
 // its device would wait for ever.
 func (h *hub) bury(l *lane, q *Parcel, err error) {
 	h.mu.Lock()
-	fresh := h.takeUp(l, q)
+	fresh, _ := h.takeUp(l, q)
 	h.mu.Unlock()
 	if !fresh {
 		return
@@ -325,17 +334,22 @@ var errBehind = errors.New("what became of messages before it cannot be stored")
 // errReplacing is why a lane loads nothing now; it goes on when what was replaced has its fate.
 var errReplacing = errors.New("what a newer message replaced has no durable fate yet")
 
-// takeUp notes that the lane's next entry is taken out of the mailbox's order.
-// False: it has its fate, as it was replaced, or is being deleted. The caller holds mu.
-func (h *hub) takeUp(l *lane, q *Parcel) bool {
+// takeUp notes that the lane's next entry is taken out of the mailbox's order. Not fresh:
+// it has its fate, as it was replaced, or is being deleted. doubted is the item that was stored
+// as this entry, if no answer has said so yet; the caller, who holds mu, settles it without.
+func (h *hub) takeUp(l *lane, q *Parcel) (fresh bool, doubted *item) {
 	entry := q.Entry
 	l.above, l.due = entry, time.Time{}
 	if h.ended.has(entry) || h.bridge.strays.holds(q) {
-		return false
+		return false, nil
 	}
 	l.stored = max(l.stored, 1) - 1
 	h.bridge.metrics.restored()
-	return true
+	if len(l.tail) > 0 && l.tail[0].isStoredAs(q) && l.tail[0].leave(leftParked) {
+		doubted = l.tail[0]
+		l.drop(doubted)
+	}
+	return true, doubted
 }
 
 // lookForMore finds out whether a box holds more than was counted: an append whose
