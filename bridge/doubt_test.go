@@ -59,13 +59,18 @@ func TestAcceptedWhileItsAppendIsInDoubt(t *testing.T) {
 	}
 }
 
-// slowNext tells much later that a box is empty.
-type slowNext struct{ Mailbox }
+// slowNext tells later what it has found, or that it has found nothing.
+type slowNext struct {
+	Mailbox
+	found, nothing time.Duration
+}
 
 func (m slowNext) Next(ctx context.Context, b Box, above uint64) (*Parcel, error) {
 	q, err := m.Mailbox.Next(ctx, b, above)
 	if q == nil && err == nil {
-		sleep(ctx, time.Second)
+		sleep(ctx, m.nothing)
+	} else {
+		sleep(ctx, m.found)
 	}
 	return q, err
 }
@@ -79,7 +84,7 @@ func TestParkedWhileTheBoxIsFoundEmpty(t *testing.T) {
 		for _, name := range numbered(80) {
 			w.publish("cmd.d", name)
 		}
-		p := w.run(t, func(o *Options) { o.Mailbox = slowNext{o.Mailbox} })
+		p := w.run(t, func(o *Options) { o.Mailbox = slowNext{o.Mailbox, 0, time.Second} })
 		time.Sleep(10 * time.Second)
 		require.Equal(t, 80, w.boxed())
 		w.set(func() { clear(w.entries); w.full["d"] = false })
@@ -109,26 +114,29 @@ func (s lateSource) Receive(ctx context.Context) (Delivery, error) {
 }
 
 // The process before put a message into the mailbox, and its ack got lost. Whenever the message comes again, while its entry
-// is in flight, is being deleted or is gone, it is not sent twice.
+// is in flight, is being deleted or is gone, and however long reading takes, it is not sent twice.
 func TestComesAgainWhileItsEntryEnds(t *testing.T) {
-	for _, after := range []time.Duration{0, 500 * time.Millisecond, 1500 * time.Millisecond, 3 * time.Second} {
-		synctest.Test(t, func(t *testing.T) {
-			w := newWorld()
-			w.publish("cmd.d", "a")
-			in := w.log[0]
-			q := &Parcel{Envelope: bySubject{}.Map(&in)[0].Envelope, Message: &in, At: in.Time}
-			earlier := &process{w: w, held: true}
-			_, err := worldMailbox{earlier}.Append(t.Context(), q)
-			require.NoError(t, err)
-			w.slow = func() time.Duration { return time.Second }
-			p := w.run(t, func(o *Options) {
-				o.Sources[0] = lateSource{o.Sources[0].(*process), time.Now(), after}
-				o.Hubs[0].Sender = slowHub{o.Hubs[0].Sender, time.Second}
+	for _, reading := range []time.Duration{0, 700 * time.Millisecond} {
+		for after := time.Duration(0); after < 5*time.Second; after += 100 * time.Millisecond {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				w.publish("cmd.d", "a")
+				in := w.log[0]
+				q := &Parcel{Envelope: bySubject{}.Map(&in)[0].Envelope, Message: &in, At: in.Time}
+				earlier := &process{w: w, held: true}
+				_, err := worldMailbox{earlier}.Append(t.Context(), q)
+				require.NoError(t, err)
+				w.slow = func() time.Duration { return time.Second }
+				p := w.run(t, func(o *Options) {
+					o.Sources[0] = lateSource{o.Sources[0].(*process), time.Now(), after}
+					o.Hubs[0].Sender = slowHub{o.Hubs[0].Sender, time.Second}
+					o.Mailbox = slowNext{o.Mailbox, reading, reading}
+				})
+				w.quiet(t, after.String())
+				require.Equal(t, []string{"a"}, w.names("d"), "after %s, reading takes %s", after, reading)
+				p.stop(t)
 			})
-			w.quiet(t, after.String())
-			require.Equal(t, []string{"a"}, w.names("d"), after)
-			p.stop(t)
-		})
+		}
 	}
 }
 

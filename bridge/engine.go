@@ -68,7 +68,7 @@ type Bridge struct {
 	ledger        *ledger
 	parker        *parker
 	metrics       *metrics
-	recent        *recent // from the mailbox, with a fate: until that is durable, the mailbox has them
+	recent        *recent // in the mailbox, until their fate is durable
 	strays        *recent // with a fate, and maybe an entry in the mailbox that is not known yet
 	retryNoDevice map[string]bool
 

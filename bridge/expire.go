@@ -86,10 +86,10 @@ func (h *hub) look(ctx context.Context, l *lane) (err error) {
 		}
 		above = q.Entry
 		h.mu.Lock()
-		fresh, doubted := h.takeUp(l, q)
+		fresh, copied := h.takeUp(l, q)
 		h.mu.Unlock()
-		if doubted != nil {
-			h.stored(doubted)
+		if copied != nil {
+			h.stored(copied)
 		}
 		if fresh {
 			h.end(it, "", it.letter(ReasonExpired, errExpired, h.name))

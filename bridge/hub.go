@@ -80,7 +80,7 @@ func (h *hub) enqueue(it *item, crowded bool) {
 	h.mu.Lock()
 	if it.of.again() && h.bridge.recent.has(identityOf(it.message, it.envelope)) {
 		h.mu.Unlock()
-		it.of.resolve(it.parked()) // it came from the mailbox, and has its fate
+		it.of.resolve(it.parked()) // the mailbox has it, or its fate is durable
 		return
 	}
 	h.room.enter()

@@ -80,12 +80,6 @@ const (
 
 const unknownTwin = math.MaxUint64
 
-// isStoredAs reports whether q is what an append of the item has stored that is not answered, or was answered with an error.
-func (it *item) isStoredAs(q *Parcel) bool {
-	return (it.storing.Load() || it.twin.Load() == unknownTwin) && q.Message != nil && q.Envelope != nil &&
-		identityOf(q.Message, q.Envelope) == identityOf(it.message, it.envelope)
-}
-
 // leave takes the item away from its source's message. False: somebody else has.
 func (it *item) leave(how int32) bool { return it.of != nil && it.left.CompareAndSwap(0, how) }
 

@@ -222,10 +222,10 @@ func (h *hub) conclude(it *item, status string, letter *DeadLetter, waits *lane)
 		h.room.leave()
 		c.of = it.of
 		if it.storing.Load() || it.twin.Load() != 0 { // the parker sets these first, and then looks whether it has left
-			h.bridge.strays.add(it) // whoever reads its entry must not send it again
+			h.bridge.strays.add(identityOf(it.message, it.envelope)) // whoever reads its entry must not send it again
 		}
 	} else if c.entry = it.entry.Load(); c.entry > 0 {
-		h.bridge.recent.add(it) // before its lane can be found empty
+		h.bridge.recent.add(identityOf(it.message, it.envelope))
 		h.mu.Lock()
 		h.ended.add(c.entry)
 		h.mu.Unlock()

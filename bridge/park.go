@@ -287,9 +287,9 @@ func (h *hub) load(l *lane) (*item, error) {
 			h.mu.Unlock()
 			return nil, errReplacing
 		}
-		fresh, doubted := h.takeUp(l, q)
-		if doubted != nil {
-			defer h.stored(doubted)
+		fresh, copied := h.takeUp(l, q)
+		if copied != nil {
+			defer h.stored(copied)
 		}
 		if !fresh {
 			h.mu.Unlock()
@@ -335,9 +335,9 @@ var errBehind = errors.New("what became of messages before it cannot be stored")
 var errReplacing = errors.New("what a newer message replaced has no durable fate yet")
 
 // takeUp notes that the lane's next entry is taken out of the mailbox's order. Not fresh:
-// it has its fate, as it was replaced, or is being deleted. doubted is the item that was stored
-// as this entry, if no answer has said so yet; the caller, who holds mu, settles it without.
-func (h *hub) takeUp(l *lane, q *Parcel) (fresh bool, doubted *item) {
+// it has its fate, as it was replaced, or is being deleted. copied is the same message, come again from its
+// source, or its append not answered yet: now it is known to be stored, and the caller, who holds mu, settles it.
+func (h *hub) takeUp(l *lane, q *Parcel) (fresh bool, copied *item) {
 	entry := q.Entry
 	l.above, l.due = entry, time.Time{}
 	if h.ended.has(entry) || h.bridge.strays.holds(q) {
@@ -345,11 +345,18 @@ func (h *hub) takeUp(l *lane, q *Parcel) (fresh bool, doubted *item) {
 	}
 	l.stored = max(l.stored, 1) - 1
 	h.bridge.metrics.restored()
-	if len(l.tail) > 0 && l.tail[0].isStoredAs(q) && l.tail[0].leave(leftParked) {
-		doubted = l.tail[0]
-		l.drop(doubted)
+	if q.Message == nil || q.Envelope == nil {
+		return true, nil
 	}
-	return true, doubted
+	id := identityOf(q.Message, q.Envelope)
+	h.bridge.recent.add(id) // what comes from now on
+	for _, it := range l.tail {
+		if identityOf(it.message, it.envelope) == id && it.leave(leftParked) {
+			l.drop(it)
+			return true, it
+		}
+	}
+	return true, nil
 }
 
 // lookForMore finds out whether a box holds more than was counted: an append whose

@@ -7,9 +7,9 @@ import (
 	"downlink/mapping"
 )
 
-// recent remembers the latest messages that got their fate: those from the mailbox,
-// for sources that deliver them again because the process that stored them ended before
-// its acks arrived; and those that the mailbox may have besides.
+// recent remembers the latest messages of a kind: those that are known to be in the mailbox,
+// or to have had their fate there, for sources that deliver them again because the acks of the process
+// that stored them got lost; and those that have a fate, and that the mailbox may have besides.
 type recent struct {
 	mu   sync.Mutex
 	at   map[identity]struct{}
@@ -31,8 +31,7 @@ func newRecent(n int) *recent {
 	return &recent{at: make(map[identity]struct{}), ring: make([]identity, n)}
 }
 
-func (r *recent) add(it *item) {
-	id := identityOf(it.message, it.envelope)
+func (r *recent) add(id identity) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.at[id]; ok {
