@@ -174,7 +174,7 @@ func (h *hub) send(l *lane, it *item) error {
 	if !h.owns(l) {
 		return ErrDisowned
 	}
-	if it.expired(time.Now()) {
+	if !it.deadline().IsZero() && it.expired(time.Now()) {
 		return &Error{Class: Refused, Op: "send", Reason: ReasonExpired, Err: errExpired}
 	}
 	if err := h.bridge.record(it, h.name); err != nil {
@@ -198,9 +198,10 @@ func (h *hub) finish(done job, err error) (job, bool) {
 	}
 
 	h.mu.Lock()
+	now := time.Now() // asked once: a look at the clock costs as much as taking the lock
 	it.flying = false
 	h.landed(l)
-	h.learn(done, err)
+	h.learn(done, err, now)
 	replaced := false
 	switch {
 	case v.step == stepAccepted, v.step == stepDead:
@@ -220,8 +221,8 @@ func (h *hub) finish(done job, err error) (job, bool) {
 		l.waits = true // until Receive says so too
 	}
 	h.list(l)
-	j, ok := h.next()
-	h.dispatch()
+	j, ok := h.next(now)
+	h.dispatchAt(now)
 	h.mu.Unlock()
 	if replaced {
 		h.replace(l, it)
@@ -230,8 +231,7 @@ func (h *hub) finish(done job, err error) (job, bool) {
 }
 
 // learn has gate and budget draw their conclusions from a send's end. The caller holds mu.
-func (h *hub) learn(j job, err error) {
-	now := time.Now()
+func (h *hub) learn(j job, err error, now time.Time) {
 	if h.gate.outcome(j.lane.key.device, j.epoch, err, now) {
 		h.logGate()
 	}

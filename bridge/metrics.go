@@ -70,21 +70,39 @@ type metrics struct {
 }
 
 // counters counts by key. The zero value is ready.
-type counters[K comparable] struct{ m sync.Map }
+type counters[K comparable] struct {
+	mu sync.RWMutex
+	m  map[K]*atomic.Uint64
+}
 
 func (c *counters[K]) add(k K) {
-	v, ok := c.m.Load(k)
-	if !ok {
-		v, _ = c.m.LoadOrStore(k, new(atomic.Uint64))
+	c.mu.RLock()
+	n := c.m[k]
+	c.mu.RUnlock()
+	if n == nil {
+		n = c.new(k)
 	}
-	v.(*atomic.Uint64).Add(1)
+	n.Add(1)
+}
+
+func (c *counters[K]) new(k K) *atomic.Uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.m == nil {
+		c.m = make(map[K]*atomic.Uint64)
+	}
+	if c.m[k] == nil {
+		c.m[k] = new(atomic.Uint64)
+	}
+	return c.m[k]
 }
 
 func (c *counters[K]) each(f func(K, uint64)) {
-	c.m.Range(func(k, v any) bool {
-		f(k.(K), v.(*atomic.Uint64).Load())
-		return true
-	})
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for k, n := range c.m {
+		f(k, n.Load())
+	}
 }
 
 type fateKey struct{ route, fate, reason string }

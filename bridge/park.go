@@ -413,7 +413,7 @@ func (h *hub) unloaded(l *lane, err error) (job, bool) {
 		l.timer = time.AfterFunc(wait, func() { h.resume(l) })
 	}
 	h.list(l)
-	j, ok := h.next()
+	j, ok := h.next(time.Now())
 	h.dispatch()
 	return j, ok
 }

@@ -27,16 +27,17 @@ func (h *hub) list(l *lane) {
 }
 
 // dispatch starts what may start. The caller holds mu.
-func (h *hub) dispatch() {
-	for j, ok := h.next(); ok; j, ok = h.next() {
+func (h *hub) dispatch() { h.dispatchAt(time.Now()) }
+
+func (h *hub) dispatchAt(now time.Time) {
+	for j, ok := h.next(now); ok; j, ok = h.next(now) {
 		h.sends.Add(1)
 		go h.run(j)
 	}
 }
 
 // next takes what is to be done now. The caller holds mu.
-func (h *hub) next() (job, bool) {
-	now := time.Now()
+func (h *hub) next(now time.Time) (job, bool) {
 	l := h.pick(now)
 	if l == nil {
 		return job{}, false

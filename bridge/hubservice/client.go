@@ -173,18 +173,36 @@ type request struct {
 	bytes   []byte
 	expires time.Time
 	state   atomic.Int32
-	written chan writeResult // buffered: the writer never waits for the caller
+	link    *link       // that took it
+	result  chan result // buffered: nobody waits for the caller
 }
 
-// States of a request. The writer takes a queued one, or the caller of Send gives it up.
+// States of a request. A link takes a queued one and answers it, or the caller of Send gives it up before.
 const (
 	queued int32 = iota
 	taken
+	answered
 	gone
 )
 
+// answer ends a try of a request that was taken.
+func (r *request) answer(w result) {
+	if r.state.CompareAndSwap(taken, answered) {
+		r.link.waiting.Add(-1)
+	}
+	r.result <- w
+}
+
+// giveUp ends the caller's waiting, and returns the state that it found: of one that was answered the result is there.
+func (r *request) giveUp() (found int32) {
+	if found = r.state.Swap(gone); found == taken {
+		r.link.waiting.Add(-1)
+	}
+	return found
+}
+
 var requests = sync.Pool{New: func() any {
-	r := &request{written: make(chan writeResult, 1)}
+	r := &request{result: make(chan result, 1)}
 	r.message = wireMessage(&r.bytes)
 	return r
 }}
@@ -200,14 +218,13 @@ func (r *request) release() {
 	requests.Put(r)
 }
 
-// writeResult is what the writer says: exactly one of refused, lost, unwritten,
-// and a link with a receipt.
-type writeResult struct {
+// result is how one try ended: exactly one of refused, lost, unwritten, and the hub's state.
+type result struct {
 	link      *link
 	grants    int64 // tokens that the hub had taken on this link before it left
-	receipt   amqp.SendReceipt
+	state     amqp.DeliveryState
 	refused   *bridge.Error // an outcome without the hub
-	lost      error         // the link broke when part of the message may have left
+	lost      error         // the link broke when all or part of the message may have left
 	unwritten bool          // nothing of it left: it goes to the next link
 }
 
@@ -271,19 +288,22 @@ func (c *Client) try(ctx context.Context, r *request) (again bool, err error) {
 			return false, stopped()
 		}
 	}
-	var w writeResult
+	var w result
 	select {
-	case w = <-r.written:
+	case w = <-r.result:
 	case <-ctx.Done():
-		if r.state.CompareAndSwap(queued, gone) {
+		switch r.giveUp() {
+		case queued:
 			return false, c.notSent(ctx)
+		case taken:
+			return false, c.unanswered(ctx)
 		}
-		return false, c.unanswered(ctx)
+		w = <-r.result
 	case <-c.stopped:
 		if r.state.CompareAndSwap(queued, gone) {
 			return false, stopped()
 		}
-		w = <-r.written // the writer has ended, and said what became of what it took
+		w = <-r.result // the writer has ended, and what it took has its decision or its link's end
 	}
 	switch {
 	case w.unwritten:
@@ -293,23 +313,18 @@ func (c *Client) try(ctx context.Context, r *request) (again bool, err error) {
 	case w.lost != nil:
 		return w.link.lost(w.lost)
 	}
-	state, err := w.link.wait(ctx, &w.receipt)
-	switch {
-	case err == nil:
-		expires := r.expires
-		r.release()
-		return false, c.decided(late(outcome(state), expires, time.Now()), w)
-	case ctx.Err() != nil:
-		return false, c.unanswered(ctx)
-	default:
-		return w.link.lost(err)
+	err = outcome(w.state)
+	if err != nil {
+		err = late(err, r.expires, time.Now())
 	}
+	r.release()
+	return false, c.decided(err, w)
 }
 
 // decided passes the outcome on. The hub's no to our credential, given to a
 // message that left under the token in use, asks for a new one, of another
 // connection string if there is one; what follows is the engine's back-off.
-func (c *Client) decided(err error, w writeResult) error {
+func (c *Client) decided(err error, w result) error {
 	if err == nil {
 		c.health.accepted()
 		return nil

@@ -6,11 +6,11 @@
 //
 // Who owns what: Client.Run is the one owner of the connection. It dials, one
 // attempt at a time with a pause before each but the first, and after any loss
-// replaces connection, session and links whole. While a link is up it has five
-// goroutines, all gone before the next one is dialled: the writer (the only one
-// that sends), the token keeper, the watchdog, and two that wait for the end of the
-// connection and of its links. Send hands its message to the writer, whichever
-// link has one at the time, and waits for the receipt itself.
+// replaces connection, session and links whole. While a link is up it has
+// goroutines of its own, all gone before the next one is dialled: the writer (the only one
+// that sends), the settler (settle.go: it waits for the hub's decisions), the token keeper,
+// the watchdog, and two that wait for the end of the connection and of its links. Send hands
+// its message to the writer, whichever link has one at the time, and waits for the settler's word.
 //
 // Half-open connections: go-amqp gives the connection up when nothing at all
 // came from the hub for Options.IdleTimeout, keep-alive frames included (it asks

@@ -2,6 +2,7 @@ package hubservice
 
 import (
 	"net"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -66,6 +67,10 @@ func (g *gathered) flush() {
 		if len(g.buf) == 0 {
 			return
 		}
+		// Whoever is about to write does so first. When nobody is, this takes no time.
+		g.mu.Unlock()
+		runtime.Gosched()
+		g.mu.Lock()
 		out := g.buf
 		g.buf = spare[:0]
 		g.mu.Unlock()

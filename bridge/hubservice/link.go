@@ -39,7 +39,7 @@ type link struct {
 	broken chan struct{} // closed by fail
 	over   chan struct{} // closed once nobody can find the link any more
 
-	waiting atomic.Int64  // sends that wait for the hub
+	waiting atomic.Int64  // sends that wait for the hub, and whose callers do
 	settled atomic.Uint64 // sends that it has decided
 
 	mu      sync.Mutex // guards all below
@@ -210,7 +210,8 @@ func (l *link) close() {
 // write is the writer: it takes requests while the link lives. It alone sends,
 // so that a caller's context can neither leave a message half sent nor put its
 // short deadline on a write that others share.
-func (l *link) write(requests <-chan *request) {
+func (l *link) write(requests <-chan *request, sent chan<- flight) {
+	defer close(sent)
 	for {
 		select {
 		case <-l.broken:
@@ -227,56 +228,41 @@ func (l *link) write(requests <-chan *request) {
 			case r = <-requests:
 			}
 		}
-		if !l.writeOne(r) {
+		if !l.writeOne(r, sent) {
 			return
 		}
 	}
 }
 
-func (l *link) writeOne(r *request) bool {
+func (l *link) writeOne(r *request, sent chan<- flight) bool {
+	l.waiting.Add(1) // until it is answered
+	r.link = l
 	if !r.state.CompareAndSwap(queued, taken) {
+		l.waiting.Add(-1)
 		return true
 	}
 	if !r.expires.IsZero() && !time.Now().Before(r.expires) {
-		r.written <- writeResult{refused: &bridge.Error{Class: bridge.Refused, Op: "send", Reason: bridge.ReasonExpired, Err: errExpired}}
+		r.answer(result{refused: &bridge.Error{Class: bridge.Refused, Op: "send", Reason: bridge.ReasonExpired, Err: errExpired}})
 		return true
 	}
 	before, grants := l.wire.transfers.Load(), l.grants.Load()
-	l.waiting.Add(1)
 	// Blocks until there is credit and the message has left, or the link is gone.
 	receipt, err := l.sender.SendWithReceipt(context.Background(), r.message, nil)
-	l.waiting.Add(-1)
 	if err == nil {
-		r.written <- writeResult{link: l, grants: grants, receipt: receipt}
+		sent <- flight{request: r, grants: grants, receipt: receipt}
 		return true
 	}
 	if refused, ok := local(err); ok {
-		r.written <- writeResult{refused: refused}
+		r.answer(result{refused: refused})
 		return true
 	}
 	l.fail(err)
 	if l.wire.transfers.Load() == before {
-		r.written <- writeResult{unwritten: true}
+		r.answer(result{unwritten: true})
 	} else {
-		r.written <- writeResult{link: l, lost: err}
+		r.answer(result{link: l, lost: err})
 	}
 	return false
-}
-
-// wait returns the hub's decision, or why there will be none on this link.
-func (l *link) wait(ctx context.Context, receipt *amqp.SendReceipt) (amqp.DeliveryState, error) {
-	l.waiting.Add(1)
-	state, err := receipt.Wait(ctx)
-	// When the decision and the end of the link are both there, Wait picks one at
-	// random. A few more looks spare nearly every needless second send.
-	for i := 0; err != nil && ctx.Err() == nil && i < 6; i++ {
-		state, err = receipt.Wait(ctx)
-	}
-	if err == nil {
-		l.settled.Add(1)
-	}
-	l.waiting.Add(-1)
-	return state, err
 }
 
 // lost decides about a message that was in flight when the link broke for err.

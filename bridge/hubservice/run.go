@@ -65,7 +65,8 @@ func (c *Client) serve(ctx context.Context, l *link) error {
 	default:
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { l.write(c.requests) })
+	s := settle(l, c.options.Window)
+	wg.Go(func() { l.write(c.requests, s.sent) })
 	wg.Go(func() { l.watch(c.options.Stall) })
 	wg.Go(func() { l.watchEnds() })
 	wg.Go(func() { c.keepToken(work, l) })
@@ -86,6 +87,7 @@ func (c *Client) serve(ctx context.Context, l *link) error {
 	cancel()
 	l.close() // after fail, so that those it wakes find the cause
 	wg.Wait()
+	s.end()
 	return l.cause()
 }
 

@@ -42,7 +42,7 @@ type Lease struct {
 	log    *slog.Logger
 	id     string
 	began  time.Time
-	wall   func() time.Time
+	wall   func(now time.Time) time.Time // what the wall clock says; tests have it jump
 	bucket string
 	key    string
 
@@ -80,7 +80,7 @@ func NewLease(o LeaseOptions) (*Lease, error) {
 		host = "?"
 	}
 	l := &Lease{
-		o: o, time: realTiming(), log: logger(o.Logger).With("stream", o.Stream), began: time.Now(), wall: time.Now,
+		o: o, time: realTiming(), log: logger(o.Logger).With("stream", o.Stream), began: time.Now(), wall: func(now time.Time) time.Time { return now },
 		id:     fmt.Sprintf("%s %d %s", host, os.Getpid(), nuid.Next()),
 		bucket: LeaseBucket(o.Name), key: kvKey(o.Stream), news: make(chan struct{}, 1),
 	}
@@ -97,7 +97,11 @@ func (l *Lease) Held() bool { return l.holds(l.term.Load()) }
 
 // holds reports whether a term has not ended, nor may have without our knowing.
 func (l *Lease) holds(t *term) bool {
-	return t != nil && l.term.Load() == t && int64(time.Since(l.began)) < t.until.Load() && l.wall().UnixNano() < t.wall.Load()
+	if t == nil || l.term.Load() != t {
+		return false
+	}
+	now := time.Now() // both clocks at once
+	return int64(now.Sub(l.began)) < t.until.Load() && l.wall(now).UnixNano() < t.wall.Load()
 }
 
 // moment is what a term's end is counted from.
@@ -106,7 +110,10 @@ type moment struct {
 	wall  time.Time
 }
 
-func (l *Lease) now() moment { return moment{time.Since(l.began), l.wall()} }
+func (l *Lease) now() moment {
+	now := time.Now()
+	return moment{now.Sub(l.began), l.wall(now)}
+}
 
 // lasts has a term that was asked for at start last its whole length.
 func (l *Lease) lasts(t *term, start moment) {

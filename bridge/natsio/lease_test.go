@@ -157,7 +157,7 @@ func TestLeaseAfterASuspension(t *testing.T) {
 	n := bridgetest.RunNATS(t)
 	var away atomic.Int64
 	l := newLease(t, n.URL(), nil)
-	l.wall = func() time.Time { return time.Now().Add(time.Duration(away.Load())) }
+	l.wall = func(now time.Time) time.Time { return now.Add(time.Duration(away.Load())) }
 	runLease(t, l)
 	lost := acquire(t, l, 5*time.Second)
 	away.Store(int64(time.Hour))

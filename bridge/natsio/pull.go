@@ -418,7 +418,7 @@ func (p *puller) handle(m *nats.Msg) bool {
 		started, epoch := p.s.take(arrival{
 			pin: p.pin, consumer: meta.Sequence.Consumer, seq: meta.Sequence.Stream,
 			stored: meta.Timestamp.UnixNano(), reply: m.Reply, again: meta.NumDelivered > 1, in: newInput(m, meta),
-		})
+		}, p.arrival)
 		if started {
 			p.ask(epoch)
 		}

@@ -257,7 +257,7 @@ func (s *JetStreamSource) keepAlive(ctx context.Context) {
 }
 
 // take handles one delivery. started: the barrier began, or began again, with it.
-func (s *JetStreamSource) take(a arrival) (started bool, epoch uint64) {
+func (s *JetStreamSource) take(a arrival, now time.Time) (started bool, epoch uint64) {
 	s.mu.Lock()
 	if s.draining && s.o.Lease == nil || !s.holds() {
 		s.mu.Unlock()
@@ -265,7 +265,7 @@ func (s *JetStreamSource) take(a arrival) (started bool, epoch uint64) {
 	}
 	before := s.barrier.epoch
 	a.again = a.again || a.seq <= s.seen
-	h, what := s.barrier.arrive(a, time.Now())
+	h, what := s.barrier.arrive(a, now)
 	epoch, behind := s.barrier.asking()
 	if what == emit {
 		s.release([]*held{h})

@@ -1,0 +1,122 @@
+package hubservice
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/Azure/go-amqp"
+)
+
+// settler passes the hub's decisions on to those who wait in Send. The hub decides
+// about in the order of the sends, and about many at once, so one goroutine that
+// waits for one after the other wakes once for all of them; a goroutine for each
+// would cost more than the message. But the hub may decide late about any of them
+// (AMQP 1.0 §2.6.12: the sender must not count on an order), and that must not keep
+// the others: after a moment another goroutine goes on with what is behind, and
+// the first one ends with the decision that it waits for.
+type settler struct {
+	sent chan flight // closed by the writer at its end
+
+	// waits is the number of the flight that the one in charge waits for; 0: it has none.
+	waits   atomic.Uint64
+	flights atomic.Uint64
+	// charge numbers those who were in charge; who finds another one there ends.
+	charge atomic.Uint64
+
+	look   *time.Timer // runs while there are flights
+	armed  atomic.Bool
+	before uint64 // what the last look found; look's
+
+	mu      sync.Mutex
+	closed  bool // nobody takes over any more
+	running sync.WaitGroup
+}
+
+// flight is a message that has left.
+type flight struct {
+	request *request
+	grants  int64 // tokens that the hub had taken on this link before it left
+	receipt amqp.SendReceipt
+}
+
+// overdue is how long the one in charge waits for one decision before another goes on with the next, or up to twice that.
+const overdue = time.Millisecond
+
+// settle starts to pass decisions on. end must be called once the writer has ended.
+func settle(l *link, window int) *settler {
+	s := &settler{sent: make(chan flight, window)}
+	s.look = time.AfterFunc(time.Hour, func() { s.lookAgain(l) })
+	s.look.Stop()
+	s.takeOver(l)
+	return s
+}
+
+// end waits until each flight has its decision, or its link's end.
+func (s *settler) end() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.look.Stop()
+	s.running.Wait()
+}
+
+func (s *settler) takeOver(l *link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	me := s.charge.Add(1)
+	s.running.Go(func() {
+		for f := range s.sent {
+			s.waits.Store(s.flights.Add(1))
+			s.arm()
+			state, err := l.wait(&f.receipt)
+			f.request.answer(result{link: l, grants: f.grants, state: state, lost: err})
+			if s.charge.Load() != me {
+				return
+			}
+			s.waits.Store(0)
+		}
+	})
+}
+
+// arm has somebody look whether a decision is overdue.
+func (s *settler) arm() {
+	if !s.armed.Load() && s.armed.CompareAndSwap(false, true) {
+		s.look.Reset(overdue)
+	}
+}
+
+// lookAgain has another one take over if the one in charge still waits for the same decision.
+func (s *settler) lookAgain(l *link) {
+	now := s.waits.Load()
+	if now == 0 {
+		s.armed.Store(false)
+		if s.waits.Load() != 0 {
+			s.arm() // it began to wait just then, and may have found it armed
+		}
+		return
+	}
+	if now == s.before {
+		s.takeOver(l)
+	}
+	s.before = now
+	s.look.Reset(overdue)
+}
+
+// wait returns the hub's decision, or why there will be none on this link.
+func (l *link) wait(receipt *amqp.SendReceipt) (amqp.DeliveryState, error) {
+	state, err := receipt.Wait(context.Background())
+	// When the decision and the end of the link are both there, Wait picks one at
+	// random. A few more looks spare nearly every needless second send.
+	for i := 0; err != nil && i < 6; i++ {
+		state, err = receipt.Wait(context.Background())
+	}
+	if err == nil {
+		l.settled.Add(1)
+	}
+	return state, err
+}
