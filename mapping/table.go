@@ -176,6 +176,9 @@ type mapped struct {
 func (t *Table) one(r *route, s *cloudScope, m *mapped) Result {
 	res := Result{Route: r.name}
 	if res.Drop, res.Err = t.before(r, s); res.Drop != "" || res.Err != nil {
+		if res.Err != nil && !r.device.idents["payload"] && !r.device.idents["json"] {
+			res.Device, _ = r.deviceID(s) // or nobody would find it who asks what became of the device's messages
+		}
 		return t.ended(r, s, res)
 	}
 	var err *RouteError

@@ -289,6 +289,20 @@ func TestTooLarge(t *testing.T) {
 	require.Equal(t, ReasonTooLarge, routeError(t, r, in).Reason)
 }
 
+// A body that is too large to look into still has its device, unless that is in it.
+func TestTooLargeForWhom(t *testing.T) {
+	for device, want := range map[string]string{
+		"{d}": "x", "fixed": "fixed", `{header["To"]}`: "y", "{json.to}": "", "{payload}": "", `{header["To"] ?? json.to}`: "", `{header["None"]}`: "",
+	} {
+		in := input("c.x", "To", "y")
+		in.Payload = append([]byte(`{"to":"z"}`), bytes.Repeat([]byte(" "), MaxMessageSize)...)
+		res := newTable(t, Route{Subject: "c.{d}", Device: device, Allow: []string{"*"}}).Map(in)
+		require.Len(t, res, 1)
+		require.Equal(t, ReasonTooLarge, res[0].Err.Reason, device)
+		require.Equal(t, want, res[0].Device, device)
+	}
+}
+
 func TestRelayEnvelopeAndLoop(t *testing.T) {
 	r := Route{Subject: "c.{d}", Device: "{d}", Envelope: "relay"}
 	e := envelope(t, r, input("c.x", "Downlink-Via", "edge-1, other", "Downlink-Via", "third, <no name>"))

@@ -135,19 +135,28 @@ func (p *problems) syntax(err error) (int, string) {
 			return n, "tab in the indentation; YAML wants spaces"
 		}
 	}
-	switch {
-	case strings.Contains(text, "did not find expected key"):
-		text = "not understood: a key of this block was expected; check the indentation and the line before"
-	case strings.Contains(text, "mapping values are not allowed"), strings.Contains(text, "could not find expected ':'"):
-		text = "not understood: check the indentation, and that there is a key, a colon and a space"
-	default:
-		// The library repeats pieces of the text only for anchors.
-		if secretText.MatchString(text) {
-			text = "syntax error"
+	for _, r := range remedies {
+		if strings.Contains(text, r.says) {
+			return line, "not understood: " + r.remedy
 		}
-		text = "not understood: " + text
 	}
-	return line, text
+	// The library repeats pieces of the text only for anchors.
+	if secretText.MatchString(text) {
+		text = "syntax error"
+	}
+	return line, "not understood: " + text + "; check the quotes, the brackets and the indentation here"
+}
+
+// remedies are what helps against what the library says.
+var remedies = []struct{ says, remedy string }{
+	{"did not find expected key", "a key of this block was expected; check the indentation and the line before"},
+	{"mapping values are not allowed", "check the indentation, and that there is a key, a colon and a space"},
+	{"could not find expected ':'", "check the indentation, and that there is a key, a colon and a space"},
+	{"expected ',' or ']'", "a list in brackets goes on or ends here; close it with ], and quote a value that has a bracket or a comma in it"},
+	{"expected ',' or '}'", "a mapping in braces goes on or ends here; close it with }, and quote a value that has a brace or a comma in it"},
+	{"unexpected end of stream", "the file ends within a quoted value; close its quote"},
+	{"unknown escape character", "in double quotes a backslash begins an escape; double it, or take single quotes"},
+	{"cannot start any token", "no value can begin like this; quote it"},
 }
 
 // breaking finds the line that breaks the file: the one after the longest
