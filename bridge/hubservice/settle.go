@@ -69,6 +69,7 @@ func (s *settler) takeOver(l *link) {
 		return
 	}
 	me := s.charge.Add(1)
+	s.waits.Store(0)
 	s.running.Go(func() {
 		for f := range s.sent {
 			s.waits.Store(s.flights.Add(1))

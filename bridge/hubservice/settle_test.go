@@ -1,7 +1,9 @@
 package hubservice
 
 import (
+	"bytes"
 	"context"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -72,4 +74,22 @@ func TestLinkBreaksWithManyUndecided(t *testing.T) {
 	for range sends {
 		require.ErrorContains(t, <-results, "the link broke while the message was in flight")
 	}
+}
+
+// A decision that takes long costs one goroutine more, however long it takes.
+func TestOneTakesOver(t *testing.T) {
+	p := runPeer(t, script{transfer: func(*peerConn, uint32, []byte) {}})
+	c, _ := runClient(t, testOptions(p))
+	requireReady(t, c)
+	err := c.Send(ctxTimeout(t, 20*time.Millisecond), command())
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.Never(t, func() bool { return settlers(t) > 2 }, 100*time.Millisecond, 5*time.Millisecond)
+}
+
+// settlers is how many goroutines wait for decisions.
+func settlers(t *testing.T) int {
+	t.Helper()
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	return bytes.Count(stacks, []byte("hubservice.(*settler).takeOver.func"))
 }
