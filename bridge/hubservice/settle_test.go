@@ -2,8 +2,10 @@ package hubservice
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -72,4 +74,31 @@ func TestLinkBreaksWithManyUndecided(t *testing.T) {
 	for range sends {
 		require.ErrorContains(t, <-results, "the link broke while the message was in flight")
 	}
+}
+
+// However late a decision is: one goroutine waits for it, and one for what comes behind it; then one is left.
+func TestLateDecisionCostsOneGoroutine(t *testing.T) {
+	var keep atomic.Bool
+	left := make(chan uint32, 1)
+	p := runPeer(t, script{transfer: func(c *peerConn, id uint32, _ []byte) {
+		if keep.Load() {
+			left <- id
+			return
+		}
+		c.settle(id, accepted)
+	}})
+	c, _ := runClient(t, testOptions(p))
+	ctx := ctxTimeout(t, 20*time.Second)
+	require.NoError(t, c.Send(ctx, command())) // all that a link needs is there
+	before := runtime.NumGoroutine()
+	keep.Store(true)
+	done := make(chan error, 1)
+	go func() { done <- c.Send(ctx, command()) }()
+	id := <-left
+	time.Sleep(100 * time.Millisecond)
+	require.LessOrEqual(t, runtime.NumGoroutine(), before+2, "the sender, and who waits for what comes behind")
+	p.last().settle(id, accepted)
+	require.NoError(t, <-done)
+	time.Sleep(100 * time.Millisecond)
+	require.LessOrEqual(t, runtime.NumGoroutine(), before, "nothing waits any more")
 }
