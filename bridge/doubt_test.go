@@ -114,10 +114,11 @@ func (s lateSource) Receive(ctx context.Context) (Delivery, error) {
 }
 
 // The process before put a message into the mailbox, and its ack got lost. Whenever the message comes again, while its entry
-// is in flight, is being deleted or is gone, and however long reading takes, it is not sent twice.
+// is in flight, is being deleted or is gone, however long reading takes, and whether the mailbox still knows
+// its ID or not, it is not sent twice, and nothing of it stays behind.
 func TestComesAgainWhileItsEntryEnds(t *testing.T) {
-	for _, reading := range []time.Duration{0, 700 * time.Millisecond} {
-		for after := time.Duration(0); after < 5*time.Second; after += 100 * time.Millisecond {
+	for _, reading := range []time.Duration{0, 700 * time.Millisecond, 1200 * time.Millisecond} {
+		for after := time.Duration(0); after < 10*time.Second; after += 100 * time.Millisecond {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld()
 				w.publish("cmd.d", "a")
@@ -126,12 +127,16 @@ func TestComesAgainWhileItsEntryEnds(t *testing.T) {
 				earlier := &process{w: w, held: true}
 				_, err := worldMailbox{earlier}.Append(t.Context(), q)
 				require.NoError(t, err)
+				if after >= 5*time.Second {
+					clear(w.ids)
+				}
 				w.slow = func() time.Duration { return time.Second }
 				p := w.run(t, func(o *Options) {
-					o.Sources[0] = lateSource{o.Sources[0].(*process), time.Now(), after}
+					o.Sources[0] = lateSource{o.Sources[0].(*process), time.Now(), after % (5 * time.Second)}
 					o.Hubs[0].Sender = slowHub{o.Hubs[0].Sender, time.Second}
 					o.Mailbox = slowNext{o.Mailbox, reading, reading}
 				})
+				time.Sleep(20 * time.Second)
 				w.quiet(t, after.String())
 				require.Equal(t, []string{"a"}, w.names("d"), "after %s, reading takes %s", after, reading)
 				p.stop(t)

@@ -152,6 +152,9 @@ func (p *parker) append(ctx context.Context, h *hub, l *lane, it *item, parcel *
 		if parcel.Entry, err = p.find(ctx, box, it); parcel.Entry > 0 || err != nil {
 			return false, err
 		}
+		if it.left.Load() == leftParked { // its entry was read and deleted meanwhile; a new one would be out of the box's order
+			return true, nil
+		}
 	}
 	repeat, err := p.mailbox.Append(ctx, parcel)
 	if !repeat || err != nil {

@@ -19,11 +19,10 @@ import (
 type settler struct {
 	sent chan flight // closed by the writer at its end
 
-	// waits is the number of the flight that the one in charge waits for; 0: it has none.
+	// waits is the number of the flight that the one in charge waits for; 0: it has none. Who sets it from a number to 0
+	// ends that charge: the one itself, when the decision is there, or whoever has another one take over.
 	waits   atomic.Uint64
 	flights atomic.Uint64
-	// charge numbers those who were in charge; who finds another one there ends.
-	charge atomic.Uint64
 
 	look   *time.Timer // runs while there are flights
 	armed  atomic.Bool
@@ -49,7 +48,7 @@ func settle(l *link, window int) *settler {
 	s := &settler{sent: make(chan flight, window)}
 	s.look = time.AfterFunc(time.Hour, func() { s.lookAgain(l) })
 	s.look.Stop()
-	s.takeOver(l)
+	s.running.Go(func() { s.serve(l) })
 	return s
 }
 
@@ -62,26 +61,28 @@ func (s *settler) end() {
 	s.running.Wait()
 }
 
-func (s *settler) takeOver(l *link) {
+// serve is the one in charge, until another one takes over.
+func (s *settler) serve(l *link) {
+	for f := range s.sent {
+		n := s.flights.Add(1)
+		s.waits.Store(n)
+		s.arm()
+		state, err := l.wait(&f.receipt)
+		f.request.answer(result{link: l, grants: f.grants, state: state, lost: err})
+		if !s.waits.CompareAndSwap(n, 0) {
+			return
+		}
+	}
+}
+
+// takeOver has another one go on behind flight n, unless that has got its decision. One that finds nothing behind it
+// waits for more, and no other takes over from it.
+func (s *settler) takeOver(l *link, n uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return
+	if !s.closed && s.waits.CompareAndSwap(n, 0) {
+		s.running.Go(func() { s.serve(l) })
 	}
-	me := s.charge.Add(1)
-	s.waits.Store(0)
-	s.running.Go(func() {
-		for f := range s.sent {
-			s.waits.Store(s.flights.Add(1))
-			s.arm()
-			state, err := l.wait(&f.receipt)
-			f.request.answer(result{link: l, grants: f.grants, state: state, lost: err})
-			if s.charge.Load() != me {
-				return
-			}
-			s.waits.Store(0)
-		}
-	})
 }
 
 // arm has somebody look whether a decision is overdue.
@@ -102,7 +103,7 @@ func (s *settler) lookAgain(l *link) {
 		return
 	}
 	if now == s.before {
-		s.takeOver(l)
+		s.takeOver(l, now)
 	}
 	s.before = now
 	s.look.Reset(overdue)
