@@ -74,7 +74,8 @@ type Finisher interface {
 // Sender hands envelopes to one hub.
 type Sender interface {
 	// Send blocks until the hub has decided; nil means accepted. While the hub
-	// cannot be reached it waits for the connection instead of failing. Any
+	// cannot be reached it waits for the connection instead of failing, but not beyond
+	// the envelope's Deadline: then it fails as Refused, for ReasonExpired. Any
 	// failure is an *Error, except ctx's own. Safe for concurrent use.
 	Send(ctx context.Context, e *mapping.Envelope) error
 }

@@ -87,13 +87,7 @@ func (it *item) leave(how int32) bool { return it.of != nil && it.left.CompareAn
 func (it *item) durable() bool { return it.message.Stream != "" }
 
 // deadline is when it is too late to send; zero: never.
-func (it *item) deadline() time.Time {
-	at := it.envelope.ExpiresAt
-	if by := it.envelope.SendBy; !by.IsZero() && (at.IsZero() || by.Before(at)) {
-		at = by
-	}
-	return at
-}
+func (it *item) deadline() time.Time { return it.envelope.Deadline() }
 
 // expired reports whether it is too late to send.
 func (it *item) expired(now time.Time) bool {

@@ -64,6 +64,14 @@ type Envelope struct {
 	Wait      string    // which outcome is answered: accepted ("" too) or completed
 }
 
+// Deadline is when it is too late to send; zero: never.
+func (e *Envelope) Deadline() time.Time {
+	if by := e.SendBy; !by.IsZero() && (e.ExpiresAt.IsZero() || by.Before(e.ExpiresAt)) {
+		return by
+	}
+	return e.ExpiresAt
+}
+
 // MaxMessageSize is the largest C2D message in bytes, by Size's way of counting
 // (IoT Hub developer guide, "Quotas and throttling").
 const MaxMessageSize = 64 << 10

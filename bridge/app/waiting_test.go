@@ -165,6 +165,25 @@ func TestTooOldInTheMailbox(t *testing.T) {
 	require.Zero(t, p.hub.Counts("w1").Accepted+p.hub.Counts("w2").Accepted)
 }
 
+// TestTooOldWhileTheHubIsAway: what waits for the connection, its turn having come, has a time as well. It is not sent
+// once that is over, and told while the hub is still away.
+func TestTooOldWhileTheHubIsAway(t *testing.T) {
+	t.Parallel()
+	p := runWaiting(t, "w1", "w2", "w3")
+	p.toHub.Down()
+	p.send("fresh", 0, 3, "w1")
+	p.send("short", 0, 3, "w2")
+	p.send("odd", 0, 3, "w3")
+	require.Eventually(t, func() bool { return p.deadLetters() == 6 }, deadline, tick)
+	for _, m := range read(t, p.js, "DOWNLINK_DEAD", 6) {
+		require.Equal(t, "expired", m.Headers().Get("Downlink-Reason"))
+	}
+	p.toHub.Up()
+	p.completed(3, "w3")
+	p.settled()
+	require.Zero(t, p.hub.Counts("w1").Accepted+p.hub.Counts("w2").Accepted)
+}
+
 // TestUrgentFirst: of two devices with waiting messages the one of the route with priority is served first.
 func TestUrgentFirst(t *testing.T) {
 	t.Parallel()

@@ -98,6 +98,9 @@ type Client struct {
 	feedback feedback
 }
 
+// weedEvery is how often what waits for a link is looked through.
+const weedEvery = time.Second
+
 // New checks the options; it opens nothing. The error is about the connection
 // string or the address and contains no secret.
 func New(o Options) (*Client, error) {
@@ -171,7 +174,8 @@ func orDefault[T int | time.Duration](v, d T) T {
 type request struct {
 	message *amqp.Message // has bytes, now and later
 	bytes   []byte
-	expires time.Time
+	expires time.Time // at the hub
+	sendBy  time.Time // too late to send from then on, be it for that or for max_age; zero: never
 	state   atomic.Int32
 	link    *link       // that took it
 	result  chan result // buffered: nobody waits for the caller
@@ -184,6 +188,9 @@ const (
 	answered
 	gone
 )
+
+// tooLate reports whether it must not be sent any more.
+func (r *request) tooLate(now time.Time) bool { return !r.sendBy.IsZero() && !now.Before(r.sendBy) }
 
 // answer ends a try of a request that was taken.
 func (r *request) answer(w result) {
@@ -235,7 +242,7 @@ var (
 
 // Send implements bridge.Sender: it blocks until the hub has decided, nil means
 // accepted. While there is no connection, or the hub refuses our credential, it
-// waits. What never left, and what was in flight when the hub refused our
+// waits, at most for as long as the message may be sent. What never left, and what was in flight when the hub refused our
 // credential, is sent again on the next connection; otherwise a message in flight
 // on a lost link fails with bridge.LinkLost, its outcome unknown. There is no
 // time-out but ctx's; when ctx ends, the error wraps ctx.Err() and says what Send
@@ -265,7 +272,7 @@ func (c *Client) Send(ctx context.Context, e *mapping.Envelope) error {
 		<-c.window
 	}()
 
-	r.expires = e.ExpiresAt
+	r.expires, r.sendBy = e.ExpiresAt, e.Deadline()
 	for {
 		again, err := c.try(ctx, r)
 		if !again {
@@ -351,6 +358,10 @@ func (c *Client) notSent(ctx context.Context) error {
 // handed to the link.
 func (c *Client) unanswered(ctx context.Context) error {
 	return fmt.Errorf("hub %s: no answer yet, so whether the hub has the message is not known: %w", c.options.Hub, ctx.Err())
+}
+
+func expired() *bridge.Error {
+	return &bridge.Error{Class: bridge.Refused, Op: "send", Reason: bridge.ReasonExpired, Err: errExpired}
 }
 
 func stopped() error { return &bridge.Error{Class: bridge.LinkLost, Op: "send", Err: errStopped} }

@@ -11,6 +11,7 @@
 // that sends), the settler (settle.go: it waits for the hub's decisions), the token keeper,
 // the watchdog, and two that wait for the end of the connection and of its links. Send hands
 // its message to the writer, whichever link has one at the time, and waits for the settler's word.
+// Beside them, for as long as Run does, one ends what waits for a writer past its time.
 //
 // Half-open connections: go-amqp gives the connection up when nothing at all
 // came from the hub for Options.IdleTimeout, keep-alive frames included (it asks

@@ -241,8 +241,8 @@ func (l *link) writeOne(r *request, sent chan<- flight) bool {
 		l.waiting.Add(-1)
 		return true
 	}
-	if !r.expires.IsZero() && !time.Now().Before(r.expires) {
-		r.answer(result{refused: &bridge.Error{Class: bridge.Refused, Op: "send", Reason: bridge.ReasonExpired, Err: errExpired}})
+	if r.tooLate(time.Now()) {
+		r.answer(result{refused: expired()})
 		return true
 	}
 	before, grants := l.wire.transfers.Load(), l.grants.Load()

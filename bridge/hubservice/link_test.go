@@ -166,11 +166,52 @@ func TestExpiredNeverReachesTheWire(t *testing.T) {
 		c.settle(id, accepted)
 	}})
 	c, _ := runClient(t, testOptions(p))
-	e := command()
-	e.ExpiresAt = time.Now().Add(-time.Second)
-	err := requireClass(t, c.Send(ctxTimeout(t, 10*time.Second), e), bridge.Refused)
-	require.Equal(t, bridge.ReasonExpired, err.Reason)
+	past, later := time.Now().Add(-time.Second), time.Now().Add(time.Hour)
+	for name, e := range map[string]mapping.Envelope{
+		"ttl": {ExpiresAt: past}, "max_age": {SendBy: past}, "max_age below ttl": {ExpiresAt: later, SendBy: past}, "ttl below max_age": {ExpiresAt: past, SendBy: later},
+	} {
+		m := command()
+		m.ExpiresAt, m.SendBy = e.ExpiresAt, e.SendBy
+		err := requireClass(t, c.Send(ctxTimeout(t, 10*time.Second), m), bridge.Refused)
+		require.Equal(t, bridge.ReasonExpired, err.Reason, name)
+	}
 	require.Zero(t, transfers.Load())
+}
+
+// Nobody takes what waits for a connection or for credit, and yet its time runs out.
+func TestExpiresWhileItWaitsForALink(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	nobody := ln.Addr().String()
+	require.NoError(t, ln.Close())
+	for name, address := range map[string]string{"no hub": nobody, "no credit": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := runPeer(t, script{noCredit: true})
+			o := testOptions(p)
+			if address != "" {
+				o.Address = address
+			}
+			c, _ := runClient(t, o)
+			ctx, cancel := context.WithCancel(ctxTimeout(t, 20*time.Second))
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			defer cancel()
+			var still atomic.Int64
+			for range 3 { // the first one for which there is no credit is at the writer; the rest keep their places
+				still.Add(1)
+				wg.Go(func() { _ = c.Send(ctx, command()); still.Add(-1) })
+			}
+			require.Eventually(t, func() bool { return c.Stats().InFlight == 3 }, 10*time.Second, time.Millisecond)
+			for range 2 {
+				e := command()
+				e.SendBy = time.Now().Add(50 * time.Millisecond)
+				err := requireClass(t, c.Send(ctx, e), bridge.Refused)
+				require.Equal(t, bridge.ReasonExpired, err.Reason)
+			}
+			require.EqualValues(t, 3, still.Load())
+		})
+	}
 }
 
 // In flight when the link goes, in each way it can go.

@@ -20,6 +20,9 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 	defer c.health.stopped()
 	defer close(c.stopped)
+	var weeding sync.WaitGroup
+	defer weeding.Wait()
+	weeding.Go(func() { c.weed(ctx) })
 
 	pause := &backoff.ExponentialBackOff{
 		InitialInterval:     c.options.ReconnectMin,
@@ -50,6 +53,44 @@ func (c *Client) Run(ctx context.Context) error {
 		if !sleep(ctx, pause.NextBackOff()) {
 			c.log.Info("stopped")
 			return nil
+		}
+	}
+}
+
+// weed ends what waits for a link past its time, for no writer sees to it while there
+// is none, or while the hub gives no credit. What may still be sent goes to the end of
+// the queue: one device has one message in flight, or needs no order.
+func (c *Client) weed(ctx context.Context) {
+	t := time.NewTicker(weedEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		now := time.Now()
+		for range len(c.requests) {
+			var r *request
+			select {
+			case r = <-c.requests:
+			default: // a writer was faster
+				continue
+			}
+			switch {
+			case r.state.Load() == gone:
+				continue
+			case r.tooLate(now):
+				if r.state.CompareAndSwap(queued, answered) {
+					r.result <- result{refused: expired()}
+				}
+				continue
+			}
+			select {
+			case c.requests <- r:
+			case <-ctx.Done():
+				return // its Send is told by the end of Run
+			}
 		}
 	}
 }
