@@ -28,8 +28,10 @@ type settler struct {
 	armed  atomic.Bool
 	before uint64 // what the last look found; look's
 
-	mu      sync.Mutex
-	closed  bool // nobody takes over any more
+	mu      sync.Mutex // guards closed, took and aside
+	closed  bool       // nobody takes over any more
+	took    time.Time  // when somebody took over last
+	aside   int        // flights that are waited for aside at the next time
 	running sync.WaitGroup
 }
 
@@ -42,6 +44,8 @@ type flight struct {
 
 // overdue is how long the one in charge waits for one decision before another goes on with the next, or up to twice that.
 const overdue = time.Millisecond
+
+const asideMost = 64
 
 // settle starts to pass decisions on. end must be called once the writer has ended.
 func settle(l *link, window int) *settler {
@@ -67,8 +71,7 @@ func (s *settler) serve(l *link) {
 		n := s.flights.Add(1)
 		s.waits.Store(n)
 		s.arm()
-		state, err := l.wait(&f.receipt)
-		f.request.answer(result{link: l, grants: f.grants, state: state, lost: err})
+		f.settle(l)
 		if !s.waits.CompareAndSwap(n, 0) {
 			return
 		}
@@ -76,13 +79,37 @@ func (s *settler) serve(l *link) {
 }
 
 // takeOver has another one go on behind flight n, unless that has got its decision. One that finds nothing behind it
-// waits for more, and no other takes over from it.
+// waits for more, and no other takes over from it. When one is late after the other, what comes next is likely to be, too:
+// ever more of it is waited for aside at once, or a decision behind all of them would come late as well.
 func (s *settler) takeOver(l *link, n uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.closed && s.waits.CompareAndSwap(n, 0) {
-		s.running.Go(func() { s.serve(l) })
+	if s.closed || !s.waits.CompareAndSwap(n, 0) {
+		return
 	}
+	now := time.Now()
+	if now.Sub(s.took) < 4*overdue {
+		s.aside = min(max(2*s.aside, 1), asideMost)
+	} else {
+		s.aside = 0
+	}
+	s.took = now
+	for range s.aside {
+		select {
+		case f, more := <-s.sent:
+			if more {
+				s.running.Go(func() { f.settle(l) })
+			}
+		default:
+		}
+	}
+	s.running.Go(func() { s.serve(l) })
+}
+
+// settle waits for the decision and passes it on.
+func (f *flight) settle(l *link) {
+	state, err := l.wait(&f.receipt)
+	f.request.answer(result{link: l, grants: f.grants, state: state, lost: err})
 }
 
 // arm has somebody look whether a decision is overdue.

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -74,6 +75,37 @@ func TestLinkBreaksWithManyUndecided(t *testing.T) {
 	for range sends {
 		require.ErrorContains(t, <-results, "the link broke while the message was in flight")
 	}
+}
+
+// Behind many late decisions one is not late itself.
+func TestDecisionBehindManyLateOnes(t *testing.T) {
+	const sends = 500
+	left := make(chan struct{}, sends)
+	var late atomic.Bool
+	late.Store(true)
+	p := runPeer(t, script{transfer: func(c *peerConn, id uint32, _ []byte) {
+		if late.Load() {
+			left <- struct{}{}
+			return
+		}
+		c.settle(id, accepted)
+	}})
+	c, _ := runClient(t, testOptions(p))
+	ctx, cancel := context.WithCancel(ctxTimeout(t, 20*time.Second))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	requireReady(t, c)
+	for range sends {
+		wg.Go(func() { _ = c.Send(ctx, command()) })
+	}
+	for range sends {
+		<-left
+	}
+	late.Store(false)
+	begun := time.Now()
+	require.NoError(t, c.Send(ctx, command()))
+	require.Less(t, time.Since(begun), sends*overdue, "one after the other")
 }
 
 // However late a decision is: one goroutine waits for it, and one for what comes behind it; then one is left.
