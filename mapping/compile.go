@@ -401,8 +401,14 @@ func (c *compiler) device(r *route) {
 	c.needsAllow(r, "device", r.device)
 }
 
+// The names whose values the publisher chooses freely.
+var (
+	headerNames  = []string{"header", "headers", "cloudevent"}
+	payloadNames = []string{"payload", "json"}
+)
+
 func (c *compiler) needsAllow(r *route, field string, t *template) {
-	for _, id := range []string{"header", "headers", "payload", "json", "cloudevent"} {
+	for _, id := range slices.Concat(headerNames, payloadNames) {
 		if t.idents[id] && len(r.allow) == 0 {
 			c.bad("allow", `is missing: %s depends on %s, which the publisher chooses; list the devices that the route may reach, such as allow: ["berlin-*"], or ["*"] for all`, field, id)
 			break

@@ -96,6 +96,8 @@
 // Downlink-Wait (accepted, the default, or completed, which needs a route that asks for
 // acks and makes them full). One that cannot be read is ReasonBadHeader: to send
 // a command that may be too old, or never to answer, is worse than to say so.
+// So are headers that cannot be read at all, such as one with a line end in its value:
+// without them the message would be another one.
 // Downlink-Reply-To names where the outcome goes: a subject under _INBOX. or
 // under the tokens before the first wildcard of the route's subject. Any other
 // is left aside, since the message itself is good; its receipt is stored all the same.

@@ -247,6 +247,9 @@ func Find(ctx context.Context, c *Conn, stream string, seq uint64) (*mapping.Inp
 		return nil, err
 	}
 	m, err := c.message(ctx, stream, seq)
+	if errors.Is(err, nats.ErrBadHeaderMsg) {
+		return nil, fmt.Errorf("%s:%d: its headers cannot be read; a bridge makes it a dead letter %s", stream, seq, mapping.ReasonBadHeader)
+	}
 	if m == nil || err != nil {
 		return nil, err
 	}

@@ -243,6 +243,9 @@ func (r *Redriver) whole(ctx context.Context, l *Letter) (*storedMsg, error) {
 	if missing := (*MissingError)(nil); errors.As(err, &missing) {
 		return nil, &RefusedError{l.Entry, fmt.Errorf("%s, and %w any more: have it published again", cut, err)}
 	}
+	if errors.Is(err, nats.ErrBadHeaderMsg) {
+		return nil, &RefusedError{l.Entry, fmt.Errorf("the headers of %s cannot be read: have it published again with legal ones", at)}
+	}
 	if err != nil {
 		return nil, err
 	}
