@@ -17,7 +17,7 @@ type Table struct {
 	anywhere *matcher            // what messages of any other stream may match: drops that name no source
 	hubs     map[string]HubOptions
 
-	templates []string // names, for warnings
+	templates []Template // for warnings
 	random    randomID
 	scopes    sync.Pool
 }

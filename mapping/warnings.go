@@ -35,23 +35,34 @@ func (t *Table) Warnings() []*FieldError {
 		for _, f := range [...]struct{ field, text string }{
 			{"message.message_id", m.MessageID}, {"message.correlation_id", m.CorrelationID},
 			{"message.user_id", m.UserID}, {"message.content_type", m.ContentType}, {"message.content_encoding", m.ContentEncoding},
+			{"coalesce", r.rule.Coalesce},
 		} {
 			if hint := doubledBraces(f.text); hint != "" {
 				warn(f.field, "%s", hint)
 			}
 		}
-		for j, p := range r.rule.Properties {
-			if hint := doubledBraces(p.Value); hint != "" {
-				warn(fmt.Sprintf("properties[%d].value", j), "%s", hint)
-			}
-			if p.Strip != "" && !canBegin(p.Headers, p.Strip) {
-				warn(fmt.Sprintf("properties[%d].strip", j), "%q: no header that matches %q begins with it, so nothing is stripped (letter case counts)", p.Strip, p.Headers)
-			}
-		}
+		all = append(all, oddProperties(fmt.Sprintf("routes[%d]", i), r.rule.Properties)...)
 	}
 	for i, tmpl := range t.templates {
-		if !used[tmpl] {
-			all = append(all, &FieldError{Path: fmt.Sprintf("templates[%d].name", i), Err: fmt.Errorf("%q: no route uses it", tmpl)})
+		at := fmt.Sprintf("templates[%d]", i)
+		if !used[tmpl.Name] {
+			all = append(all, &FieldError{Path: at + ".name", Err: fmt.Errorf("%q: no route uses it", tmpl.Name)})
+		}
+		all = append(all, oddProperties(at, tmpl.Properties)...)
+	}
+	return all
+}
+
+// oddProperties are the warnings about a list of properties.
+func oddProperties(at string, rules []PropertyRule) []*FieldError {
+	var all []*FieldError
+	for i, p := range rules {
+		if hint := doubledBraces(p.Value); hint != "" {
+			all = append(all, &FieldError{Path: fmt.Sprintf("%s.properties[%d].value", at, i), Err: errors.New(hint)})
+		}
+		if p.Strip != "" && !canBegin(p.Headers, p.Strip) {
+			all = append(all, &FieldError{Path: fmt.Sprintf("%s.properties[%d].strip", at, i),
+				Err: fmt.Errorf("%q: no header that matches %q begins with it, so nothing is stripped (letter case counts)", p.Strip, p.Headers)})
 		}
 	}
 	return all

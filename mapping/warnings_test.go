@@ -38,3 +38,33 @@ func TestDoubledBraces(t *testing.T) {
 		require.Empty(t, doubledBraces(text), text)
 	}
 }
+
+// Wherever a template is: as a mistake where braces are never legal, else as a warning.
+func TestDoubledBracesEverywhere(t *testing.T) {
+	route := Route{
+		Subject: "a.{x}", Stream: "S", Device: "{x}", Use: []string{"set"}, Coalesce: "{{x}}",
+		Message:    MessageRule{MessageID: "{{x}}", CorrelationID: "{{x}}", UserID: "{{x}}", ContentType: "{{x}}", ContentEncoding: "{{x}}"},
+		Properties: []PropertyRule{{Name: "own", Value: "{{x}}"}},
+	}
+	set := Template{Name: "set", Properties: []PropertyRule{{Name: "p", Value: "{{x}}"}, {Headers: "X-*", Strip: "Y-"}}}
+	table, err := Compile([]Route{route}, TableOptions{Templates: []Template{set}})
+	require.NoError(t, err)
+	var paths []string
+	for _, w := range table.Warnings() {
+		paths = append(paths, w.Path)
+	}
+	require.Equal(t, []string{
+		"routes[0].message.message_id", "routes[0].message.correlation_id", "routes[0].message.user_id",
+		"routes[0].message.content_type", "routes[0].message.content_encoding", "routes[0].coalesce",
+		"routes[0].properties[0].value", "templates[0].properties[0].value", "templates[0].properties[1].strip",
+	}, paths)
+	for field, r := range map[string]Route{
+		"hub":     {Subject: "a.{x}", Stream: "S", Device: "{x}", Hub: "{{x}}"},
+		"device":  {Subject: "a.{x}", Stream: "S", Device: "{x}-{{x}}"},
+		"devices": {Subject: "a.{x}", Stream: "S", Devices: "{x},{{x}}"},
+	} {
+		_, err := Compile([]Route{r}, TableOptions{Hubs: []HubOptions{{Name: "main"}}})
+		require.ErrorContains(t, err, "routes[0]."+field+": \"", field)
+		require.ErrorContains(t, err, "doubled braces stand for literal ones", field)
+	}
+}
