@@ -17,7 +17,9 @@ type condition struct {
 	want string
 	not  bool
 
-	header bool // it looks at headers
+	header  bool // it looks at headers
+	fixed   bool // it says the same of every message: fixedTo
+	fixedTo bool
 }
 
 // compileCondition compiles a when for the names that choose a route.
@@ -39,6 +41,9 @@ func compileCondition(src string, s *side) (*condition, error) {
 	c := simpleCondition(root, s)
 	if c == nil {
 		c = &condition{prog: p.prog, part: p}
+	}
+	if n, ok := root.(*ast.BoolNode); ok {
+		c.fixed, c.fixedTo = true, n.Value
 	}
 	c.header = slices.ContainsFunc(headerNames, func(name string) bool { return slices.Contains(p.prog.reads, name) })
 	return c, nil

@@ -20,6 +20,10 @@ func (t *Table) Warnings() []*FieldError {
 		warn := func(field, format string, args ...any) {
 			all = append(all, &FieldError{Path: fmt.Sprintf("routes[%d].%s", i, field), Err: fmt.Errorf(format, args...)})
 		}
+		if r.when != nil && r.when.fixed && !r.when.fixedTo {
+			warn("when", "%q: no message ever gets here, since it is never true; remove the route", r.rule.When)
+			continue
+		}
 		if j := t.shadow(int32(i)); j != noRoute {
 			earlier := t.routes[j]
 			what := fmt.Sprintf("no message ever gets here: routes[%d] (%s) takes all of them; put this route before it, or set also: true there", j, earlier.name)
@@ -75,15 +79,24 @@ func (t *Table) shadow(i int32) int32 {
 	if r.core || r.stream != "" {
 		m = t.sources[r.stream]
 	}
-	takesAll := func(j int32) bool { return !t.routes[j].also && t.routes[j].when == nil }
+	takesAll := func(j int32) bool { return !t.routes[j].also && r.leftNothingBy(&t.routes[j]) }
 	if !r.rest {
 		return m.main.cover(r.pattern, i, takesAll)
 	}
 	// A default route comes after all others, and one that goes on leaves it nothing either.
-	if j := m.main.cover(r.pattern, noRoute, func(j int32) bool { return t.routes[j].when == nil }); j != noRoute {
+	if j := m.main.cover(r.pattern, noRoute, func(j int32) bool { return r.leftNothingBy(&t.routes[j]) }); j != noRoute {
 		return j
 	}
 	return m.rest.cover(r.pattern, i, takesAll)
+}
+
+// leftNothingBy reports whether a route whose subject takes all of r's takes every message of r: it has no condition,
+// or r's own. A condition's names are those of its subject, so that both must be the same.
+func (r *route) leftNothingBy(earlier *route) bool {
+	if earlier.when == nil || earlier.when.fixed {
+		return earlier.when == nil || earlier.when.fixedTo
+	}
+	return r.when != nil && r.rule.When == earlier.rule.When && r.pattern.source == earlier.pattern.source
 }
 
 // Warnings are what CompileRelay found legal but hardly meant.

@@ -18,6 +18,10 @@ func TestShadowedRoutes(t *testing.T) {
 		{Route{Subject: "a.*", Stream: "S", Device: "d"}, Route{Subject: "a.*", Drop: "x"}, false},
 		{Route{Subject: "a.*", Drop: "x"}, Route{Subject: "a.b", Drop: "y"}, true},
 		{Route{Subject: "a.*", Source: "core", Drop: "x"}, Route{Subject: "a.b", Source: "core", Device: "d"}, true},
+		{Route{Subject: "a.{x}", When: "true", Stream: "S", Device: "d"}, Route{Subject: "a.b", Stream: "S", Device: "d"}, true},
+		{Route{Subject: "a.{x}", When: `x == "1"`, Stream: "S", Device: "d"}, Route{Subject: "a.{x}", When: `x == "1"`, Stream: "S", Device: "d"}, true},
+		{Route{Subject: "a.{x}", When: `x == "1"`, Stream: "S", Device: "d"}, Route{Subject: "a.{x}", When: `x == "2"`, Stream: "S", Device: "d"}, false},
+		{Route{Subject: "a.{x}.{y}", When: `x == "1"`, Stream: "S", Device: "d"}, Route{Subject: "a.{y}.{x}", When: `x == "1"`, Stream: "S", Device: "d"}, false},
 	} {
 		table, err := Compile([]Route{c.earlier, c.later}, TableOptions{})
 		require.NoError(t, err)
@@ -28,6 +32,13 @@ func TestShadowedRoutes(t *testing.T) {
 		require.Len(t, table.Warnings(), 1)
 		require.Equal(t, "routes[1].subject", table.Warnings()[0].Path)
 	}
+}
+
+func TestNeverTrue(t *testing.T) {
+	table, err := Compile([]Route{{Subject: "a.*", When: "false", Drop: "x"}, {Subject: "a.b", Drop: "y"}}, TableOptions{})
+	require.NoError(t, err)
+	require.Len(t, table.Warnings(), 1, "and it takes nothing from the second")
+	require.EqualError(t, table.Warnings()[0], `routes[0].when: "false": no message ever gets here, since it is never true; remove the route`)
 }
 
 func TestDoubledBraces(t *testing.T) {
