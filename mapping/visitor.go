@@ -80,7 +80,7 @@ func (v *visitor) call(n *ast.CallNode) {
 	}
 	if !slices.Contains(functionNames, fn.Value) || !v.side.hasTables && (fn.Value == "lookup" || fn.Value == "group") {
 		// The library's own check lets an unknown function pass where any value will do.
-		v.fail(fmt.Sprintf("unknown function %s()", fn.Value))
+		v.fail(fmt.Sprintf("unknown function %s()%s", fn.Value, v.side.instead(fn.Value)))
 		return
 	}
 	table := GroupTable
