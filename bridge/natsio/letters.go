@@ -247,11 +247,8 @@ func Find(ctx context.Context, c *Conn, stream string, seq uint64) (*mapping.Inp
 		return nil, err
 	}
 	m, err := c.message(ctx, stream, seq)
-	if errors.Is(err, nats.ErrBadHeaderMsg) {
-		return nil, fmt.Errorf("%s:%d: its headers cannot be read; a bridge makes it a dead letter %s", stream, seq, mapping.ReasonBadHeader)
-	}
 	if m == nil || err != nil {
 		return nil, err
 	}
-	return &mapping.Input{Subject: m.Subject, Header: m.Header, Payload: m.Data, Stream: stream, Sequence: m.Seq, Time: m.Time}, nil
+	return &mapping.Input{Subject: m.Subject, Header: m.Header, Payload: m.Data, Stream: stream, Sequence: m.Seq, Time: m.Time, BadHeader: m.BadHeader}, nil
 }

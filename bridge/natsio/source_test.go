@@ -186,7 +186,7 @@ func TestSourceDelivers(t *testing.T) {
 // nats.go hands a message on without its headers if it cannot read them. Other clients do send such.
 func TestUnreadableHeadersAreNotNone(t *testing.T) {
 	t.Parallel()
-	n, c, letters, r, _ := redriver(t, "cmd.>")
+	n, c, letters, r, s := redriver(t, "cmd.>")
 	core, err := NewCoreSource(CoreOptions{Conn: c, Queue: "downlink", Subjects: []string{"cmd.>"}})
 	require.NoError(t, err)
 	run(t, core.Run)
@@ -217,13 +217,21 @@ func TestUnreadableHeadersAreNotNone(t *testing.T) {
 			storeLetters(t, c, l)
 		}
 	}
-	_, err = Find(t.Context(), c, "COMMANDS", 1)
-	require.ErrorContains(t, err, "COMMANDS:1: its headers cannot be read")
-	// Redriven, it would come back without them.
-	_, err = r.Redrive(t.Context(), 1)
-	var refused *RefusedError
-	require.ErrorAs(t, err, &refused)
-	require.ErrorContains(t, err, "the headers of COMMANDS:1 cannot be read")
+	for _, direct := range []bool{false, true} {
+		config := s.CachedInfo().Config
+		config.AllowDirect = direct
+		_, err := n.JetStream(t).UpdateStream(t.Context(), config)
+		require.NoError(t, err)
+		in, err := Find(t.Context(), c, "COMMANDS", 1)
+		require.NoError(t, err)
+		require.True(t, in.BadHeader)
+		require.Equal(t, "cmd.d1 go", in.Subject+" "+string(in.Payload))
+		// Redriven, it would come back without them.
+		_, err = r.Redrive(t.Context(), 1)
+		var refused *RefusedError
+		require.ErrorAs(t, err, &refused)
+		require.ErrorContains(t, err, "the headers of COMMANDS:1 cannot be read")
+	}
 	require.Len(t, chosen(t, letters, LetterFilter{}), 1)
 }
 
