@@ -35,7 +35,12 @@ func TestLoopsAreBounded(t *testing.T) {
 		`reduce(json, # + #acc)`:                      false,
 		`map(map(json, upper(#)), # + "x")`:           true,
 		`map(json, uniq(json))`:                       false,
-		`map(json, len(payload))`:                     true,
+		`map(json, len(payload))`:                     false,
+		`map(json, len(#))`:                           true,
+		`map(json, int(payload))`:                     false,
+		`let n = len(json); filter(json, # > n)`:      true,
+		`filter(json, payload contains #)`:            false,
+		`filter(json, # contains header["X"])`:        true,
 		`map(json, urlEncode(cloudevent["subject"]))`: false,
 	} {
 		_, err := Compile([]Route{{Subject: "c.{d}", Stream: "S", Device: "d", Properties: []PropertyRule{{Name: "p", Value: "{toJSON(" + expr + ")}"}}}}, TableOptions{LookupNames: []string{"t"}})

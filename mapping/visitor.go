@@ -125,6 +125,8 @@ func (r *rounds) Visit(node *ast.Node) {
 		switch n.Operator {
 		case "+", "..":
 			r.small(n.Operator, n.Left, n.Right)
+		case "contains":
+			r.small(n.Operator, n.Left)
 		case "in", "not in", "matches":
 			if _, list := n.Right.(*ast.ArrayNode); !list {
 				r.small(n.Operator, n.Right)
@@ -141,8 +143,9 @@ func (r *rounds) Visit(node *ast.Node) {
 	}
 }
 
-// cheap are the builtins whose time and memory do not depend on their arguments' size.
-var cheap = []string{"len", "type", "abs", "ceil", "floor", "round", "int", "float", "get", "first", "last",
+// cheap are the builtins whose time and memory do not depend on their arguments' size. len is not one
+// of them: it counts a text's characters; nor are int and float, which read all digits.
+var cheap = []string{"type", "abs", "ceil", "floor", "round", "get", "first", "last",
 	"hasPrefix", "hasSuffix", "bitand", "bitor", "bitxor", "bitnand", "bitshl", "bitshr", "bitushr", "bitnot"}
 
 // small refuses operands that may be as large as the message.
