@@ -69,6 +69,9 @@ func TestEvaluationIsBoundedInTime(t *testing.T) {
 		{`{len(1..100000000)}`, list},
 		{`{len(flatten(json))}`, deep},
 		{`{payload matches payload}`, list},
+		{`{len(flatten(map(1..90000, {json})))}`, list},
+		{`{len(toJSON(map(1..90000, {json})))}`, list},
+		{`{len(toJSON(map(1..90000, {{"a": payload}})))}`, list},
 	} {
 		in := input("c")
 		in.Payload = []byte(c.payload)

@@ -67,7 +67,7 @@
 // memory, or no stable order: keys, values, toPairs, groupBy, reduce, repeat, a
 // loop within a loop, and in each round of a loop what works on more than the entry at hand.
 // An expression has at most 4,096 bytes and 500 nodes, makes at most 100,000 list entries
-// and texts of at most 256 KB by replace and join; the payload has at most 64 KB.
+// and texts of about 256 KB by replace, join and toJSON; the payload has at most 64 KB.
 //
 // # Lookups and groups
 //

@@ -328,6 +328,10 @@ func runError(err error) string {
 	switch {
 	case errors.Is(err, errText):
 		return fmt.Sprintf("makes more than %d bytes", maxText)
+	case errors.Is(err, errNoText):
+		return fmt.Sprintf("at character %d: %s", fe.Column+1, errNoText)
+	case errors.Is(err, errValues):
+		return "makes too many values"
 	case fromNil.MatchString(msg):
 		return fmt.Sprintf("at character %d: looks into what is absent; use ?. and ??", fe.Column+1)
 	case strings.HasPrefix(msg, "index out of range"):

@@ -57,6 +57,10 @@ func TestExpressions(t *testing.T) {
 		`{join(json.l, "+")}`:                 "p+q",
 		`{toJSON(json.o)}`:                    `{"k":{"d":1}}`,
 		`{fromJSON("[1,22]")[1]}`:             "22",
+		`{string(json.n) + string(time)}`:     "90071992547409932025-03-04T05:06:07.891234567Z",
+		`{string(json.e) + string(1.5)}`:      "10001.5",
+		`{string(header["None"]) ?? "d"}`:     "d",
+		`{toJSON(flatten([json.l, [1]]))}`:    `["p","q",1]`,
 		`{replace(site, "ber", "x")}`:         "xlin",
 		`{split(verb, ".")[0]}`:               "motor",
 		`{len(payload) > 3}`:                  "true",
@@ -73,7 +77,7 @@ func TestExpressions(t *testing.T) {
 		require.Nil(t, res.Err, "%s: %v", tmpl, res.Err)
 		require.Equal(t, want, got, tmpl)
 	}
-	for _, tmpl := range []string{"{json.z}", "{json.none}", `{header["None"]}`, "{json?.o?.none}"} {
+	for _, tmpl := range []string{"{json.z}", "{json.none}", "{string(json.z)}", `{header["None"]}`, "{json?.o?.none}"} {
 		res, _, ok := value(t, tmpl, payload)
 		require.Nil(t, res.Err, tmpl)
 		require.False(t, ok, tmpl)
@@ -93,6 +97,7 @@ func TestExpressionErrorsAtRunTime(t *testing.T) {
 		"{json.l[9]}":                     {`{"l":["hunter2"]}`, "index out of range"},
 		"{json.o}":                        {`{"o":{"a":"hunter2"}}`, "gives an object"},
 		"{json.p}":                        {`{"p":["hunter2"]}`, "gives a list"},
+		"{string(json.p)}":                {`{"p":["hunter2"]}`, "a list or an object has no text of its own; use join or toJSON"},
 		"{json.q / json.r}":               {`{"q":1,"r":0}`, "is not a finite number"},
 		"{json.s % 0}":                    {`{"s":1}`, "division by zero"},
 		"{len(1..json.t)}":                {`{"t":9000000}`, "makes too many values"},
