@@ -146,6 +146,8 @@ func compileError(err error, s *side) error {
 	switch {
 	case strings.HasPrefix(msg, "unexpected token EOF"):
 		msg += "; the expression ends too early"
+	case strings.HasPrefix(msg, "literal not terminated"):
+		msg += "; close the quotes"
 	case strings.HasPrefix(msg, `unexpected token Operator("=")`):
 		msg += "; write == to compare"
 	case strings.Contains(msg, "mismatched types"):
