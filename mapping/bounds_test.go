@@ -35,7 +35,12 @@ func TestLoopsAreBounded(t *testing.T) {
 		`reduce(json, # + #acc)`:                      false,
 		`map(map(json, upper(#)), # + "x")`:           true,
 		`map(json, uniq(json))`:                       false,
-		`map(json, len(payload))`:                     true,
+		`map(json, len(payload))`:                     false,
+		`map(json, len(#))`:                           true,
+		`map(json, int(payload))`:                     false,
+		`let n = len(json); filter(json, # > n)`:      true,
+		`filter(json, payload contains #)`:            false,
+		`filter(json, # contains header["X"])`:        true,
 		`map(json, urlEncode(cloudevent["subject"]))`: false,
 	} {
 		_, err := Compile([]Route{{Subject: "c.{d}", Stream: "S", Device: "d", Properties: []PropertyRule{{Name: "p", Value: "{toJSON(" + expr + ")}"}}}}, TableOptions{LookupNames: []string{"t"}})
@@ -64,6 +69,9 @@ func TestEvaluationIsBoundedInTime(t *testing.T) {
 		{`{len(1..100000000)}`, list},
 		{`{len(flatten(json))}`, deep},
 		{`{payload matches payload}`, list},
+		{`{len(flatten(map(1..90000, {json})))}`, list},
+		{`{len(toJSON(map(1..90000, {json})))}`, list},
+		{`{len(toJSON(map(1..90000, {{"a": payload}})))}`, list},
 	} {
 		in := input("c")
 		in.Payload = []byte(c.payload)

@@ -39,7 +39,8 @@ func Compile(routes []Route, o TableOptions) (*Table, error) {
 	}
 	t.random.r = o.Rand
 	for _, tmpl := range o.Templates {
-		t.templates = append(t.templates, tmpl.Name)
+		tmpl.Properties = slices.Clone(tmpl.Properties)
+		t.templates = append(t.templates, tmpl)
 	}
 	t.routes = make([]route, len(routes))
 	for i := range routes {
@@ -336,6 +337,9 @@ func (c *compiler) hub(r *route, rule *Route, tmpl func(field, text string) *tem
 	}
 	if strings.Contains(rule.Hub, "{") {
 		r.chooseHub = tmpl("hub", rule.Hub)
+		if hint := doubledBraces(rule.Hub); hint != "" && r.chooseHub != nil {
+			c.bad("hub", "%s", hint) // braces are in no hub's name
+		}
 		for _, h := range c.o.Hubs {
 			r.charset = r.charset || h.DocumentedCharset // explicit names must do for each
 		}
@@ -359,6 +363,10 @@ func hubNames(hubs []HubOptions) string {
 
 // devices checks what of a list of devices is known at load.
 func (c *compiler) devices(r *route) {
+	if hint := doubledBraces(r.rule.Devices); hint != "" {
+		c.bad("devices", "%s", hint) // braces are in no device ID
+		return
+	}
 	if text, ok := r.devices.literal(); ok {
 		ids := splitDevices(text)
 		if len(ids) == 0 {
@@ -401,8 +409,14 @@ func (c *compiler) device(r *route) {
 	c.needsAllow(r, "device", r.device)
 }
 
+// The names whose values the publisher chooses freely.
+var (
+	headerNames  = []string{"header", "headers", "cloudevent"}
+	payloadNames = []string{"payload", "json"}
+)
+
 func (c *compiler) needsAllow(r *route, field string, t *template) {
-	for _, id := range []string{"header", "headers", "payload", "json", "cloudevent"} {
+	for _, id := range slices.Concat(headerNames, payloadNames) {
 		if t.idents[id] && len(r.allow) == 0 {
 			c.bad("allow", `is missing: %s depends on %s, which the publisher chooses; list the devices that the route may reach, such as allow: ["berlin-*"], or ["*"] for all`, field, id)
 			break

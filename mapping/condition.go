@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/expr-lang/expr/ast"
@@ -15,6 +16,10 @@ type condition struct {
 	part part
 	want string
 	not  bool
+
+	header  bool // it looks at headers
+	fixed   bool // it says the same of every message: fixedTo
+	fixedTo bool
 }
 
 // compileCondition compiles a when for the names that choose a route.
@@ -33,10 +38,15 @@ func compileCondition(src string, s *side) (*condition, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", oneLine(src), err)
 	}
-	if c := simpleCondition(root, s); c != nil {
-		return c, nil
+	c := simpleCondition(root, s)
+	if c == nil {
+		c = &condition{prog: p.prog, part: p}
 	}
-	return &condition{prog: p.prog, part: p}, nil
+	if n, ok := root.(*ast.BoolNode); ok {
+		c.fixed, c.fixedTo = true, n.Value
+	}
+	c.header = slices.ContainsFunc(headerNames, func(name string) bool { return slices.Contains(p.prog.reads, name) })
+	return c, nil
 }
 
 // conditionType refuses at load what can never be true or false.

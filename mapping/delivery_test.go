@@ -117,3 +117,26 @@ func TestLiteralPrefix(t *testing.T) {
 		require.Equal(t, want, literalPrefix(filter), filter)
 	}
 }
+
+// Headers that cannot be read are not taken for none, wherever the route would look at them or not.
+func TestUnreadableHeaders(t *testing.T) {
+	in := input("cmd.pump7")
+	in.BadHeader = true
+	table := newTable(t,
+		Route{Name: "tests", Subject: "cmd.test", Drop: "tests"},
+		Route{Name: "urgent", Subject: "cmd.{device}", When: `header["X-Kind"] == "urgent"`, Drop: "urgent"},
+		Route{Name: "rest", Subject: "cmd.{device}", Device: "{device}"})
+	for route, r := range map[string]Result{
+		"urgent": table.Map(in)[0],
+		"rest":   newTable(t, Route{Name: "rest", Subject: "cmd.{device}", When: `device != "x"`, Device: "{device}"}).Map(in)[0],
+		"many":   newTable(t, Route{Name: "many", Subject: "cmd.*", Devices: "a,b"}).Map(in)[0],
+		"head":   newTable(t, Route{Name: "head", Subject: "cmd.*", Device: `{header["D"] ?? "all"}`, Allow: []string{"*"}}).Map(in)[0],
+	} {
+		require.NotNil(t, r.Err, route)
+		require.Equal(t, ReasonBadHeader, r.Err.Reason)
+		require.Equal(t, route, r.Err.Route)
+		require.Equal(t, route == "rest", r.Device == "pump7", "known if the headers do not choose it")
+	}
+	in.Subject = "cmd.test"
+	require.Equal(t, "tests", table.Map(in)[0].Drop, "what is dropped unseen is dropped")
+}

@@ -67,7 +67,7 @@
 // memory, or no stable order: keys, values, toPairs, groupBy, reduce, repeat, a
 // loop within a loop, and in each round of a loop what works on more than the entry at hand.
 // An expression has at most 4,096 bytes and 500 nodes, makes at most 100,000 list entries
-// and texts of at most 256 KB by replace and join; the payload has at most 64 KB.
+// and texts of about 256 KB by replace, join and toJSON; the payload has at most 64 KB.
 //
 // # Lookups and groups
 //
@@ -96,6 +96,8 @@
 // Downlink-Wait (accepted, the default, or completed, which needs a route that asks for
 // acks and makes them full). One that cannot be read is ReasonBadHeader: to send
 // a command that may be too old, or never to answer, is worse than to say so.
+// So are headers that cannot be read at all, such as one with a line end in its value:
+// without them the message would be another one.
 // Downlink-Reply-To names where the outcome goes: a subject under _INBOX. or
 // under the tokens before the first wildcard of the route's subject. Any other
 // is left aside, since the message itself is good; its receipt is stored all the same.

@@ -3,6 +3,7 @@ package mapping
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"regexp"
 	"slices"
@@ -60,13 +61,28 @@ type side struct {
 	tables     Lookups  // their values; nil: no key is there
 }
 
-func (s *side) known() string {
-	names := make([]string, 0, len(s.env))
-	for n := range s.env {
-		names = append(names, n)
+func (s *side) known() string { return namesOf(s.env) }
+
+func namesOf(m types.Map) string { return strings.Join(slices.Sorted(maps.Keys(m)), ", ") }
+
+// instead is the remedy for a function that is not there.
+func (s *side) instead(name string) string {
+	switch name {
+	case "now", "date", "timezone", "duration":
+		return "; an expression has no clock and no time zones" // so that what is sent again is byte-identical
 	}
-	slices.Sort(names)
-	return strings.Join(names, ", ")
+	var known []string
+	for _, f := range slices.Concat(builtins, functionNames) {
+		if !s.hasTables && (f == "lookup" || f == "group") {
+			continue
+		}
+		if strings.EqualFold(f, name) {
+			return "; write " + f + "()"
+		}
+		known = append(known, f)
+	}
+	slices.Sort(known)
+	return "; known are " + strings.Join(known, ", ")
 }
 
 // program is a compiled expression; prog is nil when its part never enters the machine.
@@ -126,8 +142,20 @@ func compileError(err error, s *side) error {
 	if !errors.As(err, &fe) {
 		return errors.New(firstLine(err.Error()))
 	}
-	msg := firstLine(fe.Message)
+	msg := strings.TrimSpace(firstLine(fe.Message))
 	switch {
+	case strings.HasPrefix(msg, "unexpected token EOF"):
+		msg += "; the expression ends too early"
+	case strings.HasPrefix(msg, "literal not terminated"):
+		msg += "; close the quotes"
+	case strings.HasPrefix(msg, `unexpected token Operator("=")`):
+		msg += "; write == to compare"
+	case strings.Contains(msg, "mismatched types"):
+		msg += "; make them the same with string(), int() or float()"
+	case strings.HasPrefix(msg, "unknown field"):
+		if fields, ok := s.env["message"].(types.Map); ok { // the one that has a set of its own
+			msg += "; the fields of message are " + namesOf(fields)
+		}
 	case strings.HasPrefix(msg, "unknown name"):
 		msg += "; known here: " + s.known()
 	case strings.HasSuffix(msg, "is not callable") && s.hasTables:
@@ -302,6 +330,10 @@ func runError(err error) string {
 	switch {
 	case errors.Is(err, errText):
 		return fmt.Sprintf("makes more than %d bytes", maxText)
+	case errors.Is(err, errNoText):
+		return fmt.Sprintf("at character %d: %s", fe.Column+1, errNoText)
+	case errors.Is(err, errValues):
+		return "makes too many values"
 	case fromNil.MatchString(msg):
 		return fmt.Sprintf("at character %d: looks into what is absent; use ?. and ??", fe.Column+1)
 	case strings.HasPrefix(msg, "index out of range"):

@@ -57,6 +57,10 @@ func TestExpressions(t *testing.T) {
 		`{join(json.l, "+")}`:                 "p+q",
 		`{toJSON(json.o)}`:                    `{"k":{"d":1}}`,
 		`{fromJSON("[1,22]")[1]}`:             "22",
+		`{string(json.n) + string(time)}`:     "90071992547409932025-03-04T05:06:07.891234567Z",
+		`{string(json.e) + string(1.5)}`:      "10001.5",
+		`{string(header["None"]) ?? "d"}`:     "d",
+		`{toJSON(flatten([json.l, [1]]))}`:    `["p","q",1]`,
 		`{replace(site, "ber", "x")}`:         "xlin",
 		`{split(verb, ".")[0]}`:               "motor",
 		`{len(payload) > 3}`:                  "true",
@@ -73,7 +77,7 @@ func TestExpressions(t *testing.T) {
 		require.Nil(t, res.Err, "%s: %v", tmpl, res.Err)
 		require.Equal(t, want, got, tmpl)
 	}
-	for _, tmpl := range []string{"{json.z}", "{json.none}", `{header["None"]}`, "{json?.o?.none}"} {
+	for _, tmpl := range []string{"{json.z}", "{json.none}", "{string(json.z)}", `{header["None"]}`, "{json?.o?.none}"} {
 		res, _, ok := value(t, tmpl, payload)
 		require.Nil(t, res.Err, tmpl)
 		require.False(t, ok, tmpl)
@@ -93,6 +97,7 @@ func TestExpressionErrorsAtRunTime(t *testing.T) {
 		"{json.l[9]}":                     {`{"l":["hunter2"]}`, "index out of range"},
 		"{json.o}":                        {`{"o":{"a":"hunter2"}}`, "gives an object"},
 		"{json.p}":                        {`{"p":["hunter2"]}`, "gives a list"},
+		"{string(json.p)}":                {`{"p":["hunter2"]}`, "a list or an object has no text of its own; use join or toJSON"},
 		"{json.q / json.r}":               {`{"q":1,"r":0}`, "is not a finite number"},
 		"{json.s % 0}":                    {`{"s":1}`, "division by zero"},
 		"{len(1..json.t)}":                {`{"t":9000000}`, "makes too many values"},
@@ -117,8 +122,9 @@ func TestExpressionErrorsAtLoad(t *testing.T) {
 		"{}":                                  "nothing between the braces",
 		"{ }":                                 "nothing between the braces",
 		"{unknown}":                           "unknown name unknown; known here: cloudevent, device, header, headers, json, payload, sequence, site, stream, subject, target, time, verb",
-		"{site +}":                            "unexpected token",
-		"{site + 1}":                          "mismatched types string and int",
+		"{site +}":                            "unexpected token EOF; the expression ends too early",
+		"{site = 'a'}":                        `unexpected token Operator("="); write == to compare`,
+		"{site + 1}":                          "mismatched types string and int); make them the same with string(), int() or float()",
 		`{header["A"] ?? "b" + "c"}`:          "parenthesise",
 		"{nil}":                               "is always nil",
 		"{[1]}":                               "gives a list",
@@ -126,9 +132,10 @@ func TestExpressionErrorsAtLoad(t *testing.T) {
 		`{ {"a":1} }`:                         "gives a map",
 		"{upper}":                             "gives a function",
 		"{header}":                            "gives a map",
-		"{now()}":                             "unknown function now()",
+		"{now()}":                             "unknown function now(); an expression has no clock",
+		"{SHA256(site)}":                      "unknown function SHA256(); write sha256()",
 		`{date("2024-01-01")}`:                "unknown function date()",
-		`{repeat(site, 10)}`:                  "unknown function repeat()",
+		`{repeat(site, 10)}`:                  "unknown function repeat(); known are abs, all, any, ",
 		"{toJSON(now())}":                     "unknown function now()",
 		`{keys(header)[0]}`:                   "unknown function keys()",
 		`{reduce(1..3, # + #acc)}`:            "reduce() is not available",

@@ -18,18 +18,22 @@ import (
 // zone or random order, and bounded by the size of the message.
 var builtins = []string{
 	"all", "none", "any", "one", "filter", "map", "find", "findIndex", "findLast", "findLastIndex", "count", "sum",
-	"len", "type", "abs", "ceil", "floor", "round", "int", "float", "string",
+	"len", "type", "abs", "ceil", "floor", "round", "int", "float",
 	"trim", "trimPrefix", "trimSuffix", "upper", "lower", "split", "splitAfter", "indexOf", "lastIndexOf", "hasPrefix", "hasSuffix",
-	"max", "min", "mean", "median", "toBase64", "fromBase64", "first", "last", "get", "take", "reverse", "concat", "flatten", "sort",
+	"max", "min", "mean", "median", "toBase64", "fromBase64", "first", "last", "get", "take", "reverse", "concat", "sort",
 	"bitand", "bitor", "bitxor", "bitnand", "bitshl", "bitshr", "bitushr", "bitnot",
 }
 
 // functionNames are the functions that are ours.
 var functionNames = []string{
-	"sha256", "hex", "fromHex", "urlEncode", "urlDecode", "bucket", "uniq", "lookup", "group", "replace", "join", "fromJSON", "toJSON",
+	"sha256", "hex", "fromHex", "urlEncode", "urlDecode", "bucket", "uniq", "lookup", "group", "replace", "join", "fromJSON", "toJSON", "string", "flatten",
 }
 
-var errText = errors.New("text too long")
+var (
+	errText   = errors.New("text too long")
+	errValues = errors.New("too many values")
+	errNoText = errors.New("a list or an object has no text of its own; use join or toJSON")
+)
 
 // exprOptions are the same for every expression of a side.
 func exprOptions(s *side, seen *visitor) []expr.Option {
@@ -80,7 +84,13 @@ func exprOptions(s *side, seen *visitor) []expr.Option {
 			return joinText(a[0], glue)
 		}, new(func([]string, string) string), new(func([]string) string), new(func([]any, string) string), new(func([]any) string)),
 		expr.Function("fromJSON", func(a ...any) (any, error) { return decodeJSON([]byte(a[0].(string))) }, new(func(string) any)),
+		expr.Function("string", func(a ...any) (any, error) { return stringOf(a[0]) },
+			new(func(string) string), new(func(int) string), new(func(float64) string), new(func(bool) string), new(func(any) any)),
+		expr.Function("flatten", func(a ...any) (any, error) { return flatten(make([]any, 0, 16), a[0]) }, new(func([]any) []any), new(func([]string) []any)),
 		expr.Function("toJSON", func(a ...any) (any, error) {
+			if left := maxText; !fits(a[0], &left) {
+				return nil, errText
+			}
 			var b bytes.Buffer
 			enc := json.NewEncoder(&b)
 			enc.SetEscapeHTML(false)
@@ -90,6 +100,66 @@ func exprOptions(s *side, seen *visitor) []expr.Option {
 			return strings.TrimSuffix(b.String(), "\n"), nil
 		}, new(func(any) string)),
 	)
+}
+
+// stringOf is the text of a value as a field has it: nil stays nil.
+func stringOf(v any) (any, error) {
+	text, ok, err := valueText(v)
+	switch {
+	case err != nil:
+		return nil, errNoText
+	case !ok:
+		return nil, nil
+	}
+	return text, nil
+}
+
+// fits reports whether a value is written in about left bytes. A list may hold the same large value many
+// times: as it is, it costs nothing, but written down it has no bound.
+func fits(v any, left *int) bool {
+	*left--
+	switch v := v.(type) {
+	case string:
+		*left -= len(v)
+	case []string:
+		for i := 0; i < len(v) && *left >= 0; i++ {
+			*left -= len(v[i]) + 1
+		}
+	case []any:
+		for i := 0; i < len(v) && *left >= 0; i++ {
+			fits(v[i], left)
+		}
+	case map[string]any:
+		for name, e := range v {
+			if *left -= len(name); *left < 0 || !fits(e, left) {
+				break
+			}
+		}
+	case map[string][]string:
+		for name, e := range v {
+			if *left -= len(name); *left < 0 || !fits(e, left) {
+				break
+			}
+		}
+	}
+	return *left >= 0
+}
+
+// flatten is the library's with a bound, and without a copy for each level.
+func flatten(to []any, list any) ([]any, error) {
+	entries, _ := asList(list)
+	for _, e := range entries {
+		var err error
+		if _, inner := asList(e); inner {
+			to, err = flatten(to, e)
+		} else if to = append(to, e); len(to) > memoryBudget {
+			err = errValues
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return to, nil
 }
 
 func joinText(list any, glue string) (any, error) {

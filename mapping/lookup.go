@@ -3,6 +3,7 @@ package mapping
 import (
 	"bytes"
 	"encoding/csv"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -84,7 +85,30 @@ func parseLookupJSON(b []byte) (map[string]any, error) {
 	if !ok {
 		return nil, errors.New(`holds no object; write {"key": "value", …}`)
 	}
+	if twice := repeatedKey(b); twice != "" {
+		return nil, fmt.Errorf("%q is a key already; remove one", twice)
+	}
 	return table, nil
+}
+
+// repeatedKey is a key that an object, which is valid JSON, has twice; "" if none.
+func repeatedKey(b []byte) string {
+	d := json.NewDecoder(bytes.NewReader(b))
+	_, _ = d.Token()
+	seen := map[string]bool{}
+	for d.More() {
+		token, _ := d.Token()
+		key, _ := token.(string)
+		if seen[key] {
+			return key
+		}
+		seen[key] = true
+		var value json.RawMessage
+		if d.Decode(&value) != nil {
+			return ""
+		}
+	}
+	return ""
 }
 
 func parseLookupCSV(b []byte) (map[string]any, error) {

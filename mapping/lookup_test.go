@@ -75,7 +75,7 @@ func TestParseLookup(t *testing.T) {
 	}
 	for name, texts := range map[string]map[string]string{
 		"t.txt":  {"": `extension ".txt"`},
-		"t.json": {"[1]": "holds no object", "{": "is not valid JSON near byte"},
+		"t.json": {"[1]": "holds no object", "{": "is not valid JSON near byte", `{"a": [1], "b": {"a": 1}, "a": 2}`: `"a" is a key already`},
 		"t.csv":  {"a,b\nc\n": "line 2: has no value", "a,b\na,c\n": `line 2: "a" is a key already`, "a,\"b\n": "line", "a,\xff": "UTF-8"},
 		"t.yaml": {"a: [": "line", "- a": "keys and values belong here", "a: 1\na: 2": "line 2: \"a\" is a key already", "[a]: b": "key must be plain text"},
 	} {

@@ -13,6 +13,9 @@ type Input struct {
 	Sequence uint64    // in Stream; 0 for core NATS
 	Time     time.Time // stored time (JetStream) or time of receipt (core NATS)
 	Reply    string    // where the publisher of a core NATS request waits for the answer; else ""
+	// BadHeader marks a message whose headers cannot be read, such as one with a line end in a value. Header is empty
+	// then, which does not mean that the publisher set none.
+	BadHeader bool
 }
 
 // Ack is the feedback a C2D message asks of the hub, as the text of the
@@ -137,7 +140,7 @@ const (
 	ReasonBadSubject   Reason = "bad-subject"    // the relay's template yields no legal subject
 	ReasonTooLarge     Reason = "too-large"      // over 64 KB by the hub's way of counting
 	ReasonLoop         Reason = "loop"           // already came through this bridge
-	ReasonBadHeader    Reason = "bad-header"     // a Downlink-TTL or Downlink-Wait that cannot be read, or not be kept
+	ReasonBadHeader    Reason = "bad-header"     // a Downlink-TTL or Downlink-Wait that cannot be read, or not be kept; or headers that cannot be read at all
 	ReasonUnknownHub   Reason = "unknown-hub"    // the route's hub expression names none of the hubs
 	ReasonManyDevices  Reason = "too-many-devices"
 	ReasonNoDevices    Reason = "no-devices" // why a message to an empty group is dropped

@@ -123,6 +123,7 @@ func TestCompileRelayErrors(t *testing.T) {
 		{RelayOptions{Subject: "edge.a b"}, "publish.subject", "space"},
 		{RelayOptions{Subject: "edge.{device"}, "publish.subject", "unclosed"},
 		{RelayOptions{Subject: "edge.{header}"}, "publish.subject", "unknown name header; known here: device, message, property, subject"},
+		{RelayOptions{Subject: "edge.{message.foo}"}, "publish.subject", "unknown field foo; the fields of message are ack, content_encoding, content_type, correlation_id, expires, id, to, user_id"},
 		{RelayOptions{Subject: "edge.{message.nope}"}, "publish.subject", "unknown field nope"},
 		{RelayOptions{Subject: "edge.{subject...}"}, "publish.subject", "say in allow_subjects"},
 		{RelayOptions{AllowSubjects: []string{"ok", "a..b"}}, "allow_subjects[1]", "token 2 is empty"},

@@ -17,7 +17,7 @@ type Table struct {
 	anywhere *matcher            // what messages of any other stream may match: drops that name no source
 	hubs     map[string]HubOptions
 
-	templates []string // names, for warnings
+	templates []Template // for warnings
 	random    randomID
 	scopes    sync.Pool
 }
@@ -135,6 +135,9 @@ func (r *route) takes(s *cloudScope) (bool, *RouteError) {
 	if r.when == nil {
 		return true, nil
 	}
+	if s.in.BadHeader && r.when.header {
+		return false, r.badHeaders()
+	}
 	ok, err := r.when.holds(s)
 	if err != nil {
 		return false, &RouteError{Route: r.name, Field: "when", Reason: err.reason, Err: err.err}
@@ -176,7 +179,7 @@ type mapped struct {
 func (t *Table) one(r *route, s *cloudScope, m *mapped) Result {
 	res := Result{Route: r.name}
 	if res.Drop, res.Err = t.before(r, s); res.Drop != "" || res.Err != nil {
-		if res.Err != nil && !r.device.idents["payload"] && !r.device.idents["json"] {
+		if res.Err != nil && !r.device.reads(payloadNames) && !(s.in.BadHeader && r.device.reads(headerNames)) {
 			res.Device, _ = r.deviceID(s) // or nobody would find it who asks what became of the device's messages
 		}
 		return t.ended(r, s, res)
@@ -212,11 +215,20 @@ func (t *Table) before(r *route, s *cloudScope) (drop string, err *RouteError) {
 	if cameThrough(s.in.Header, t.name) {
 		return string(ReasonLoop), nil
 	}
+	if s.in.BadHeader {
+		return "", r.badHeaders()
+	}
 	if n := len(s.in.Payload); n > MaxMessageSize {
 		err = tooLarge(n)
 		err.Route = r.name
 	}
 	return "", err
+}
+
+// badHeaders is for a message whose headers cannot be read: without them it would be taken for one that has none.
+func (r *route) badHeaders() *RouteError {
+	return &RouteError{Route: r.name, Field: "header", Reason: ReasonBadHeader,
+		Err: errors.New("the headers cannot be read; each is one line, a name, a colon and a value")}
 }
 
 // fill makes the envelope for a device; props is empty room for its properties.

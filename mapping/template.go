@@ -3,6 +3,7 @@ package mapping
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -175,6 +176,11 @@ func compileAs(s string, side *side, single func(ast.Node) error) (*template, er
 		t.parts = append(t.parts, c)
 	}
 	return t, nil
+}
+
+// reads reports whether an expression of the template reads one of the names.
+func (t *template) reads(names []string) bool {
+	return slices.ContainsFunc(names, func(name string) bool { return t.idents[name] })
 }
 
 // literal returns the template's text if it has no expression.

@@ -80,7 +80,7 @@ func (v *visitor) call(n *ast.CallNode) {
 	}
 	if !slices.Contains(functionNames, fn.Value) || !v.side.hasTables && (fn.Value == "lookup" || fn.Value == "group") {
 		// The library's own check lets an unknown function pass where any value will do.
-		v.fail(fmt.Sprintf("unknown function %s()", fn.Value))
+		v.fail(fmt.Sprintf("unknown function %s()%s", fn.Value, v.side.instead(fn.Value)))
 		return
 	}
 	table := GroupTable
@@ -125,6 +125,8 @@ func (r *rounds) Visit(node *ast.Node) {
 		switch n.Operator {
 		case "+", "..":
 			r.small(n.Operator, n.Left, n.Right)
+		case "contains":
+			r.small(n.Operator, n.Left)
 		case "in", "not in", "matches":
 			if _, list := n.Right.(*ast.ArrayNode); !list {
 				r.small(n.Operator, n.Right)
@@ -141,8 +143,9 @@ func (r *rounds) Visit(node *ast.Node) {
 	}
 }
 
-// cheap are the builtins whose time and memory do not depend on their arguments' size.
-var cheap = []string{"len", "type", "abs", "ceil", "floor", "round", "int", "float", "get", "first", "last",
+// cheap are the builtins whose time and memory do not depend on their arguments' size. len is not one
+// of them: it counts a text's characters; nor are int and float, which read all digits.
+var cheap = []string{"type", "abs", "ceil", "floor", "round", "get", "first", "last",
 	"hasPrefix", "hasSuffix", "bitand", "bitor", "bitxor", "bitnand", "bitshl", "bitshr", "bitushr", "bitnot"}
 
 // small refuses operands that may be as large as the message.

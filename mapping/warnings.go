@@ -20,6 +20,10 @@ func (t *Table) Warnings() []*FieldError {
 		warn := func(field, format string, args ...any) {
 			all = append(all, &FieldError{Path: fmt.Sprintf("routes[%d].%s", i, field), Err: fmt.Errorf(format, args...)})
 		}
+		if r.when != nil && r.when.fixed && !r.when.fixedTo {
+			warn("when", "%q: no message ever gets here, since it is never true; remove the route", r.rule.When)
+			continue
+		}
 		if j := t.shadow(int32(i)); j != noRoute {
 			earlier := t.routes[j]
 			what := fmt.Sprintf("no message ever gets here: routes[%d] (%s) takes all of them; put this route before it, or set also: true there", j, earlier.name)
@@ -35,23 +39,34 @@ func (t *Table) Warnings() []*FieldError {
 		for _, f := range [...]struct{ field, text string }{
 			{"message.message_id", m.MessageID}, {"message.correlation_id", m.CorrelationID},
 			{"message.user_id", m.UserID}, {"message.content_type", m.ContentType}, {"message.content_encoding", m.ContentEncoding},
+			{"coalesce", r.rule.Coalesce},
 		} {
 			if hint := doubledBraces(f.text); hint != "" {
 				warn(f.field, "%s", hint)
 			}
 		}
-		for j, p := range r.rule.Properties {
-			if hint := doubledBraces(p.Value); hint != "" {
-				warn(fmt.Sprintf("properties[%d].value", j), "%s", hint)
-			}
-			if p.Strip != "" && !canBegin(p.Headers, p.Strip) {
-				warn(fmt.Sprintf("properties[%d].strip", j), "%q: no header that matches %q begins with it, so nothing is stripped (letter case counts)", p.Strip, p.Headers)
-			}
-		}
+		all = append(all, oddProperties(fmt.Sprintf("routes[%d]", i), r.rule.Properties)...)
 	}
 	for i, tmpl := range t.templates {
-		if !used[tmpl] {
-			all = append(all, &FieldError{Path: fmt.Sprintf("templates[%d].name", i), Err: fmt.Errorf("%q: no route uses it", tmpl)})
+		at := fmt.Sprintf("templates[%d]", i)
+		if !used[tmpl.Name] {
+			all = append(all, &FieldError{Path: at + ".name", Err: fmt.Errorf("%q: no route uses it", tmpl.Name)})
+		}
+		all = append(all, oddProperties(at, tmpl.Properties)...)
+	}
+	return all
+}
+
+// oddProperties are the warnings about a list of properties.
+func oddProperties(at string, rules []PropertyRule) []*FieldError {
+	var all []*FieldError
+	for i, p := range rules {
+		if hint := doubledBraces(p.Value); hint != "" {
+			all = append(all, &FieldError{Path: fmt.Sprintf("%s.properties[%d].value", at, i), Err: errors.New(hint)})
+		}
+		if p.Strip != "" && !canBegin(p.Headers, p.Strip) {
+			all = append(all, &FieldError{Path: fmt.Sprintf("%s.properties[%d].strip", at, i),
+				Err: fmt.Errorf("%q: no header that matches %q begins with it, so nothing is stripped (letter case counts)", p.Strip, p.Headers)})
 		}
 	}
 	return all
@@ -64,15 +79,24 @@ func (t *Table) shadow(i int32) int32 {
 	if r.core || r.stream != "" {
 		m = t.sources[r.stream]
 	}
-	takesAll := func(j int32) bool { return !t.routes[j].also && t.routes[j].when == nil }
+	takesAll := func(j int32) bool { return !t.routes[j].also && r.leftNothingBy(&t.routes[j]) }
 	if !r.rest {
 		return m.main.cover(r.pattern, i, takesAll)
 	}
 	// A default route comes after all others, and one that goes on leaves it nothing either.
-	if j := m.main.cover(r.pattern, noRoute, func(j int32) bool { return t.routes[j].when == nil }); j != noRoute {
+	if j := m.main.cover(r.pattern, noRoute, func(j int32) bool { return r.leftNothingBy(&t.routes[j]) }); j != noRoute {
 		return j
 	}
 	return m.rest.cover(r.pattern, i, takesAll)
+}
+
+// leftNothingBy reports whether a route whose subject takes all of r's takes every message of r: it has no condition,
+// or r's own. A condition's names are those of its subject, so that both must be the same.
+func (r *route) leftNothingBy(earlier *route) bool {
+	if earlier.when == nil || earlier.when.fixed {
+		return earlier.when == nil || earlier.when.fixedTo
+	}
+	return r.when != nil && r.rule.When == earlier.rule.When && r.pattern.source == earlier.pattern.source
 }
 
 // Warnings are what CompileRelay found legal but hardly meant.

@@ -162,6 +162,16 @@ func (p *problems) secret(at string, value Secret, file string, embedded bool, w
 }
 
 func (p *problems) route(at string, r *Route) {
+	// What is there and empty would be taken for what is not there: for every message, or every device.
+	if r.Drop == "" && p.src.given(at+".drop") {
+		p.addf(at+".drop", "empty; give the reason, or remove the key")
+	}
+	if r.When == "" && p.src.given(at+".when") {
+		p.addf(at+".when", "empty; say what must be true, or remove the key")
+	}
+	if len(r.Allow) == 0 && p.src.given(at+".allow") {
+		p.addf(at+".allow", `empty; list the devices that the route may reach, such as ["berlin-*"], or ["*"] for all`)
+	}
 	core := r.Source == "core"
 	if r.Source != "" && !core {
 		p.addf(at+".source", "%s is not a source; write source: core, or stream: NAME", show(r.Source))

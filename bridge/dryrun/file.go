@@ -1,6 +1,7 @@
 package dryrun
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ import (
 //	lookups:                        # values for the lookups, instead of their buckets and files
 //	  aliases: {pump: berlin-7}
 //	cases:
-//	  - name: a command             # for messages; default: the subject
+//	  - name: a command             # for messages; default: the subject, or the device of c2d
 //	    subject: cmd.berlin.pump7.reboot
 //	    headers: {X-User: ann, X-Tag: [a, b]}   # a list for several values
 //	    payload: now                # or payload_file: FILE, or json: any value
@@ -294,7 +295,7 @@ func (r *reader) readCase(n *yaml.Node, path string) Case {
 		r.fail(given[payloads[1]], join(path, payloads[1]), "set as well as %s; keep one of them", payloads[0])
 	}
 	if c.Name == "" {
-		c.Name = c.in.Subject
+		c.Name = cmp.Or(c.in.Subject, c.c2d.Device)
 	}
 	if c.expect != nil && !isNull(c.expect) {
 		c.want = r.expectations(c.expect, path+".expect", c.edge)

@@ -122,6 +122,15 @@ func TestEdge(t *testing.T) {
 	require.Equal(t, []Diff{{"headers.Downlink-Via", `"x"`, `"edge-1"`}}, diffs(t, `- {c2d: {device: d}, expect: {headers: {Downlink-Device: d, Downlink-Via: x}}}`))
 }
 
+func TestCaseNames(t *testing.T) {
+	f := read(t, head+"- {subject: ask.d}\n- {name: n, subject: ask.d}\n- {c2d: {device: d}}\n")
+	var names []string
+	for _, c := range f.Cases {
+		names = append(names, c.Name)
+	}
+	require.Equal(t, []string{"ask.d", "n", "d"}, names)
+}
+
 func TestUnreached(t *testing.T) {
 	f := read(t, head+"- {subject: ask.d}\n- {subject: cmd.a.all}\n- {c2d: {device: d}}\n")
 	require.Equal(t, []string{"tests"}, f.Unreached())

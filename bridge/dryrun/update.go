@@ -2,11 +2,14 @@ package dryrun
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"downlink/bridge/config"
 )
 
 // Update returns the file's text with the expectations of every case made what is true
@@ -16,6 +19,7 @@ import (
 func (f *File) Update() (text string, changed int, err error) {
 	lines := strings.SplitAfter(f.text, "\n")
 	ends := f.ends(len(lines))
+	var wrong []error
 	for i := len(f.Cases) - 1; i >= 0; i-- { // from below, so that lines keep their numbers
 		c := &f.Cases[i]
 		got := f.plan.facts(c)
@@ -23,9 +27,18 @@ func (f *File) Update() (text string, changed int, err error) {
 			continue
 		}
 		changed++
+		if c.node.Style&yaml.FlowStyle != 0 {
+			wrong = append(wrong, &config.Error{File: f.Name, Line: c.Line, Path: fmt.Sprintf("cases[%d]", i),
+				Err: errors.New("a case in { } cannot be updated; write it in block style, a key a line")})
+			continue
+		}
 		if lines, err = c.splice(lines, ends[i], c.renewed(got, f.plan.hub)); err != nil {
 			return "", 0, err
 		}
+	}
+	if len(wrong) > 0 {
+		slices.Reverse(wrong)
+		return "", 0, errors.Join(wrong...)
 	}
 	text = strings.Join(lines, "")
 	again, err := parse(f.Name, []byte(text))
@@ -63,9 +76,6 @@ func (f *File) ends(last int) []int {
 
 // splice replaces the lines of the expectation, or adds them at the end of the case, which ends before line end.
 func (c *Case) splice(lines []string, end int, expect *yaml.Node) ([]string, error) {
-	if c.node.Style&yaml.FlowStyle != 0 {
-		return nil, fmt.Errorf("line %d: a case in { } cannot be updated; write it in block style, a key a line", c.Line)
-	}
 	first := c.node.Content[0]
 	from, indent := end, first.Column-1
 	lead := strings.Repeat(" ", indent)

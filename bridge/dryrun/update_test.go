@@ -176,8 +176,10 @@ func TestUpdateEnds(t *testing.T) {
 	text, _, err = read(t, head+"- subject: ask.d\n  expect:\n    device: x\n  # of the next\n# too\n- subject: cmd.p.y\n  expect: {device: pump7}\n# last").Update()
 	require.NoError(t, err)
 	require.Equal(t, head+"- subject: ask.d\n  expect:\n    device: d\n  # of the next\n# too\n- subject: cmd.p.y\n  expect: {device: pump7}\n# last", text)
-	_, _, err = read(t, head+"- {subject: ask.d}\n").Update()
-	require.EqualError(t, err, "line 4: a case in { } cannot be updated; write it in block style, a key a line")
+	flow := read(t, head+"- {subject: ask.d}\n- subject: ask.d\n- {subject: ask.e}\n")
+	_, _, err = flow.Update()
+	require.EqualError(t, err, flow.Name+":4: cases[0]: a case in { } cannot be updated; write it in block style, a key a line\n"+
+		flow.Name+":6: cases[2]: a case in { } cannot be updated; write it in block style, a key a line")
 }
 
 // FuzzFile: no panic, and whatever can be updated is right afterwards.

@@ -227,7 +227,7 @@ func (s *CoreSource) delivery(m *nats.Msg) bridge.Delivery {
 	if !slices.ContainsFunc(s.o.Subjects, func(p string) bool { return matches(p, m.Subject) }) {
 		return nil
 	}
-	d := &coreDelivery{in: &mapping.Input{Subject: m.Subject, Header: m.Header, Payload: m.Data, Time: time.Now(), Reply: m.Reply}}
+	d := &coreDelivery{in: &mapping.Input{Subject: m.Subject, Header: m.Header, Payload: m.Data, Time: time.Now(), Reply: m.Reply, BadHeader: badHeader(m)}}
 	if len(m.Header) == 0 {
 		d.in.Header = nil
 	}

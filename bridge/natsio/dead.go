@@ -155,6 +155,9 @@ func (d *DeadLetters) message(l bridge.DeadLetter) *nats.Msg {
 	}
 	set("Downlink-Time", stamp(in.Time))
 	set(nats.MsgIdHdr, letterID(l))
+	if in.BadHeader {
+		truncate(m, in, len(m.Data)) // only its stream has the headers
+	}
 	return m
 }
 

@@ -250,5 +250,5 @@ func Find(ctx context.Context, c *Conn, stream string, seq uint64) (*mapping.Inp
 	if m == nil || err != nil {
 		return nil, err
 	}
-	return &mapping.Input{Subject: m.Subject, Header: m.Header, Payload: m.Data, Stream: stream, Sequence: m.Seq, Time: m.Time}, nil
+	return &mapping.Input{Subject: m.Subject, Header: m.Header, Payload: m.Data, Stream: stream, Sequence: m.Seq, Time: m.Time, BadHeader: m.BadHeader}, nil
 }

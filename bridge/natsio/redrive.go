@@ -252,6 +252,9 @@ func (r *Redriver) whole(ctx context.Context, l *Letter) (*storedMsg, error) {
 	if m.Subject != l.Message.Subject || !m.Time.Equal(l.Message.Time) {
 		return nil, &RefusedError{l.Entry, fmt.Errorf("%s, and %s is another message now (the stream was made anew): have it published again", cut, at)}
 	}
+	if m.BadHeader {
+		return nil, &RefusedError{l.Entry, fmt.Errorf("the headers of %s cannot be read: have it published again with legal ones", at)}
+	}
 	return m, nil
 }
 

@@ -2,6 +2,7 @@ package natsio
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -32,6 +33,8 @@ type storedMsg struct {
 	Size    int    // of the body
 	Seq     uint64
 	Time    time.Time
+	// BadHeader: it has headers that cannot be read. Header is empty then.
+	BadHeader bool
 }
 
 // scanOptions say what to read of a stream.
@@ -149,24 +152,58 @@ func storedOf(m jetstream.Msg, meta *jetstream.MsgMetadata) *storedMsg {
 }
 
 // message reads one message of a stream; nil if it is not there.
-func (c *Conn) message(ctx context.Context, stream string, seq uint64, opts ...jetstream.GetMsgOpt) (*storedMsg, error) {
-	if seq == 0 && len(opts) == 0 {
+func (c *Conn) message(ctx context.Context, stream string, seq uint64) (*storedMsg, error) {
+	if seq == 0 {
 		return nil, nil
 	}
+	return c.nextMessage(ctx, stream, seq, "")
+}
+
+// nextMessage is the first message at seq or behind it that has the subject; "": the one at seq.
+func (c *Conn) nextMessage(ctx context.Context, stream string, seq uint64, subject string) (*storedMsg, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	s, err := c.js.Stream(ctx, stream)
 	var m *jetstream.RawStreamMsg
 	if err == nil {
-		m, err = s.GetMsg(ctx, seq, opts...)
+		m, err = s.GetMsg(ctx, seq, jetstream.WithGetMsgSubject(subject))
 	}
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return nil, nil
+	case err != nil && unreadable(err):
+		return c.withoutHeaders(ctx, stream, directRequest{Seq: seq, Next: subject})
 	case err != nil:
 		return nil, c.trouble(stream, ".", err)
 	}
 	return &storedMsg{Subject: m.Subject, Header: m.Header, Data: m.Data, Size: len(m.Data), Seq: m.Sequence, Time: m.Time}, nil
+}
+
+// unreadable tells a message whose headers nats.go cannot read. From a direct get it comes
+// without those that the server adds, for which nats.go has no error of its own.
+func unreadable(err error) bool {
+	return errors.Is(err, nats.ErrBadHeaderMsg) || strings.Contains(err.Error(), "should have headers")
+}
+
+// withoutHeaders reads a message whose headers cannot be read.
+func (c *Conn) withoutHeaders(ctx context.Context, stream string, r directRequest) (*storedMsg, error) {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	var answer struct {
+		Message struct {
+			Subject  string    `json:"subject"`
+			Sequence uint64    `json:"seq"`
+			Data     []byte    `json:"data"`
+			Time     time.Time `json:"time"`
+		} `json:"message"`
+	}
+	if err := c.apiRequest(ctx, "STREAM.MSG.GET."+stream, body, &answer); err != nil {
+		return nil, c.trouble(stream, ".", err)
+	}
+	m := &answer.Message
+	return &storedMsg{Subject: m.Subject, Data: m.Data, Size: len(m.Data), Seq: m.Sequence, Time: m.Time, BadHeader: true}, nil
 }
 
 func (c *Conn) lastSeq(ctx context.Context, stream string) (uint64, error) {

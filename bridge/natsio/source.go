@@ -338,7 +338,7 @@ func (d *delivery) Term(_ context.Context, reason string) error {
 func newInput(m *nats.Msg, meta *nats.MsgMetadata) *mapping.Input {
 	in := &mapping.Input{
 		Subject: m.Subject, Header: m.Header, Payload: m.Data,
-		Stream: meta.Stream, Sequence: meta.Sequence.Stream, Time: meta.Timestamp,
+		Stream: meta.Stream, Sequence: meta.Sequence.Stream, Time: meta.Timestamp, BadHeader: badHeader(m),
 	}
 	// The server appends its pin behind a header of that name which a publisher may have sent.
 	if pins := m.Header[pinHeader]; len(pins) > 1 {
@@ -350,6 +350,12 @@ func newInput(m *nats.Msg, meta *nats.MsgMetadata) *mapping.Input {
 		in.Header = nil
 	}
 	return in
+}
+
+// badHeader reports whether a received message has headers that nats.go could not read. It hands
+// such a message on as one without headers; only the size on the wire tells.
+func badHeader(m *nats.Msg) bool {
+	return m.Header == nil && m.Size() > len(m.Subject)+len(m.Reply)+len(m.Data)
 }
 
 func signal(ch chan struct{}) {

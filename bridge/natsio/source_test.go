@@ -2,10 +2,13 @@ package natsio
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -178,6 +181,58 @@ func TestSourceDelivers(t *testing.T) {
 	require.Equal(t, "S", w.source.Name())
 	publish(t, js, 1, 1)
 	require.Nil(t, w.next(5*time.Second).Message().Header, "only the pin was in it")
+}
+
+// nats.go hands a message on without its headers if it cannot read them. Other clients do send such.
+func TestUnreadableHeadersAreNotNone(t *testing.T) {
+	t.Parallel()
+	n, c, letters, r, s := redriver(t, "cmd.>")
+	core, err := NewCoreSource(CoreOptions{Conn: c, Queue: "downlink", Subjects: []string{"cmd.>"}})
+	require.NoError(t, err)
+	run(t, core.Run)
+	becomesReady(t, core.Ready)
+	require.NoError(t, c.NATS().Flush())
+	w := runOwner(t, n.URL(), func(o *SourceOptions) { o.Stream = "COMMANDS" })
+	w.ready()
+	raw, err := net.Dial("tcp", strings.TrimPrefix(n.URL(), "nats://"))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = raw.Close() })
+	_, err = raw.Write([]byte("CONNECT {\"headers\":true}\r\n"))
+	require.NoError(t, err)
+	for _, header := range []string{"X: a\nb\r\n", "X: a\r\n"} {
+		header = "NATS/1.0\r\n" + header + "\r\n"
+		_, err = fmt.Fprintf(raw, "HPUB cmd.d1 %d %d\r\n%sgo\r\n", len(header), len(header)+2, header)
+		require.NoError(t, err)
+	}
+	for i, bad := range []bool{true, false} {
+		d := w.next(5 * time.Second)
+		require.Equal(t, bad, d.Message().BadHeader, i)
+		require.Equal(t, bad, d.Message().Header == nil)
+		live, err := core.Receive(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, bad, live.Message().BadHeader, i)
+		if bad {
+			l := letter()
+			l.Message = d.Message()
+			storeLetters(t, c, l)
+		}
+	}
+	for _, direct := range []bool{false, true} {
+		config := s.CachedInfo().Config
+		config.AllowDirect = direct
+		_, err := n.JetStream(t).UpdateStream(t.Context(), config)
+		require.NoError(t, err)
+		in, err := Find(t.Context(), c, "COMMANDS", 1)
+		require.NoError(t, err)
+		require.True(t, in.BadHeader)
+		require.Equal(t, "cmd.d1 go", in.Subject+" "+string(in.Payload))
+		// Redriven, it would come back without them.
+		_, err = r.Redrive(t.Context(), 1)
+		var refused *RefusedError
+		require.ErrorAs(t, err, &refused)
+		require.ErrorContains(t, err, "the headers of COMMANDS:1 cannot be read")
+	}
+	require.Len(t, chosen(t, letters, LetterFilter{}), 1)
 }
 
 // What is held is neither redelivered nor let out twice, however long it takes.

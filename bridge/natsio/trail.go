@@ -182,7 +182,7 @@ const forward = 10_000
 func (t *Trail) Forward(ctx context.Context, stream, subject string, seq uint64) (*mapping.Input, error) {
 	was := stream + ":" + strconv.FormatUint(seq, 10)
 	for range forward {
-		m, err := t.conn.message(ctx, stream, seq+1, jetstream.WithGetMsgSubject(subject))
+		m, err := t.conn.nextMessage(ctx, stream, seq+1, subject)
 		if m == nil || err != nil {
 			return nil, absent(err)
 		}
