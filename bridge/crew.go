@@ -23,10 +23,11 @@ type crew[J any] struct {
 	queue   []J
 	failed  []J // to be tried again
 	turns   int
+	ailing  int           // jobs that failed and are not done yet, also those in hand
 	pausing int           // workers
 	news    chan struct{} // for one of them
 	busy    int
-	failing error  // why the latest try failed; nil after a success
+	failing error  // why a try failed last; nil once something succeeds and nothing that failed is left
 	well    uint64 // successes
 	idle    chan struct{}
 }
@@ -49,16 +50,16 @@ func (c *crew[J]) add(ctx context.Context, j J) {
 }
 
 // take is the next job; every fourth is one that failed before. The caller holds mu.
-func (c *crew[J]) take() (j J, ok bool) {
+func (c *crew[J]) take() (j J, before, ok bool) {
 	from := &c.queue
 	if c.turns++; len(c.queue) == 0 || c.turns%4 == 0 && len(c.failed) > 0 {
 		from = &c.failed
 	}
 	if len(*from) == 0 {
-		return j, false
+		return j, false, false
 	}
 	j, *from = (*from)[0], (*from)[1:]
-	return j, true
+	return j, from == &c.failed, true
 }
 
 func (c *crew[J]) run(ctx context.Context) {
@@ -66,7 +67,7 @@ func (c *crew[J]) run(ctx context.Context) {
 	pause, seen := newBackoff(retryFirst, retryMax), uint64(0)
 	for {
 		c.mu.Lock()
-		j, ok := c.take()
+		j, before, ok := c.take()
 		if !ok {
 			if c.busy--; c.busy == 0 {
 				c.failing = nil // nothing is left that fails
@@ -86,7 +87,7 @@ func (c *crew[J]) run(ctx context.Context) {
 		again, err := c.work(ctx, j)
 		if err == nil || ctx.Err() != nil {
 			if err == nil {
-				c.note(nil)
+				c.note(nil, before, false)
 			}
 			if again {
 				c.mu.Lock()
@@ -95,7 +96,7 @@ func (c *crew[J]) run(ctx context.Context) {
 			}
 			continue
 		}
-		c.note(err)
+		c.note(err, before, again)
 		c.mu.Lock()
 		if again {
 			c.failed = append(c.failed, j)
@@ -122,19 +123,30 @@ func (c *crew[J]) pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-func (c *crew[J]) note(err error) {
+// note learns from a try: before says whether the job had failed before, again whether it is tried again for that.
+// What succeeds meanwhile does not end a streak, or log and readiness would go back and forth with each job.
+func (c *crew[J]) note(err error, before, again bool) {
 	c.mu.Lock()
 	streak := c.failing != nil
-	c.failing = err
+	if before {
+		c.ailing--
+	}
+	if err != nil && again {
+		c.ailing++
+	}
 	if err == nil {
 		c.well++
 	}
+	if err != nil || c.ailing == 0 {
+		c.failing = err
+	}
+	over := streak && c.failing == nil
 	c.mu.Unlock()
 	switch {
 	case err != nil && !streak:
 		c.log.Warn(c.what, "err", err)
-	case err == nil && streak:
-		c.log.Info("it works again: " + c.what)
+	case over:
+		c.log.Info("over: " + c.what)
 	}
 }
 
