@@ -231,7 +231,8 @@ func TestEnvironment(t *testing.T) {
 	require.Equal(t, service, c.Bridge.Hubs[0].ConnectionString.Reveal())
 	require.Empty(t, c.Bridge.Hubs[0].ConnectionStringFile)
 	require.Equal(t, device, c.Relay.Devices[0].ConnectionString.Reveal())
-	require.Equal(t, []string{"unknown environment variable DOWNLINK_NATS_ULR is ignored; did you mean DOWNLINK_NATS_URL?"}, c.Warnings)
+	require.Len(t, c.Warnings, 1)
+	require.EqualError(t, c.Warnings[0], "DOWNLINK_NATS_ULR: unknown environment variable, which is ignored; did you mean DOWNLINK_NATS_URL?")
 
 	flags := pflag.NewFlagSet("x", pflag.ContinueOnError)
 	flags.String("http", "unset", "")
@@ -290,7 +291,8 @@ func TestEnvironmentAlone(t *testing.T) {
 	c, err = config.LoadBytes("c.yaml", []byte("version: 1\nbridge: {hubs: [{embedded: true}], routes: [{subject: x, source: core, device: y}]}\n"), config.LoadOptions{})
 	require.NoError(t, err)
 	require.False(t, c.Bridge.Hubs[0].Embedded)
-	require.Equal(t, []string{"DOWNLINK_DEVICE_CONNECTION_STRING is set, but the file has no relay section"}, c.Warnings)
+	require.Len(t, c.Warnings, 1)
+	require.EqualError(t, c.Warnings[0], "DOWNLINK_DEVICE_CONNECTION_STRING: set, but the file has no relay section")
 
 	_, err = config.LoadBytes("c.yaml", []byte("version: 1\nrelay: {devices: [{embedded: a}, {embedded: b}]}\n"), config.LoadOptions{})
 	require.ErrorContains(t, err, "DOWNLINK_DEVICE_CONNECTION_STRING: relay.devices[0].connection_string: the relay has 2 devices; set their connection strings in the file")
