@@ -344,3 +344,19 @@ relay:
 		require.Equal(t, want, c.HTTP, "side %q", side)
 	}
 }
+
+// TestDurationTooLarge: a duration that is well written is not told that it is none.
+func TestDurationTooLarge(t *testing.T) {
+	for text, want := range map[string]string{
+		"9999999d": "is too large; a duration has at most 106751d", "106752d": "is too large", "99999999999999999999d": "is too large",
+		"106751d24h": "is too large", "9999999h": "is too large", "1d9999999h": "is too large", "-9999999h": "is too large",
+		"1d-1h": "is not a duration", "9999999days": "is not a duration", "9999999dd": "is not a duration", "": "is not a duration", "5": "is not a duration", "h": "is not a duration",
+	} {
+		_, err := config.ParseDuration(text)
+		require.ErrorContains(t, err, want, text)
+	}
+	for _, text := range []string{"106751d", "1d12h", "1.5h", ".5s", "0", "-1h", "1h30m", "7d"} {
+		_, err := config.ParseDuration(text)
+		require.NoError(t, err, text)
+	}
+}
