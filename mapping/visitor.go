@@ -214,14 +214,16 @@ func (r *rounds) Visit(node *ast.Node) {
 			r.small(n.Operator, n.Left, n.Right)
 		case "contains":
 			r.small(n.Operator, n.Left)
-		case "in", "not in", "matches":
+		case "matches":
+			r.small(n.Operator, n.Left, n.Right)
+		case "in", "not in":
 			if _, list := n.Right.(*ast.ArrayNode); !list {
 				r.small(n.Operator, n.Right)
+			} else { // a comparison with each
+				r.compared(&n.Left, n.Right)
 			}
 		case "==", "!=", "<", "<=", ">", ">=", "startsWith", "endsWith": // take the time of the smaller one
-			if r.large(n.Left) != "" && r.large(n.Right) != "" {
-				r.visitor.given(&n.Left)
-			}
+			r.compared(&n.Left, n.Right)
 		}
 	case *ast.BuiltinNode:
 		if !slices.Contains(cheap, n.Name) {
@@ -238,6 +240,13 @@ func (r *rounds) Visit(node *ast.Node) {
 // of them: it counts a text's characters; nor are int and float, which read all digits.
 var cheap = []string{"type", "abs", "ceil", "floor", "round", "get", "first", "last",
 	"hasPrefix", "hasSuffix", "bitand", "bitor", "bitxor", "bitnand", "bitshl", "bitshr", "bitushr", "bitnot"}
+
+// compared bounds one operand where both may be large.
+func (r *rounds) compared(left *ast.Node, right ast.Node) {
+	if r.large(*left) != "" && r.large(right) != "" {
+		r.visitor.given(left)
+	}
+}
 
 // small refuses operands that may be as large as the message.
 func (r *rounds) small(what string, operands ...ast.Node) {
