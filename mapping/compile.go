@@ -277,12 +277,12 @@ func (c *compiler) deliver(r *route, rule *Route, p *pattern, subject bool) {
 	}
 	switch {
 	case m.TTL < 0:
-		c.bad("message.ttl", "%s is negative; give a duration such as 1h", m.TTL)
+		c.bad("message.ttl", "%s is negative; give a duration such as 1h", DurationText(m.TTL))
 	case m.TTL > maxTTL:
-		c.bad("message.ttl", "%s is more than the hub keeps a message; at most %s", m.TTL, "48h")
+		c.bad("message.ttl", "%s is more than the hub keeps a message; at most %s", DurationText(m.TTL), DurationText(maxTTL))
 	}
 	if m.MaxAge < 0 {
-		c.bad("message.max_age", "%s is negative; give a duration such as 10m", m.MaxAge)
+		c.bad("message.max_age", "%s is negative; give a duration such as 10m", DurationText(m.MaxAge))
 	}
 	switch rule.Order {
 	case "", "device":

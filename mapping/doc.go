@@ -65,7 +65,9 @@
 // An expression has no clock, no I/O and no time zones: what reads them (now,
 // date, timezone, duration) is refused at load. So is what has no bound in time and
 // memory, or no stable order: keys, values, toPairs, groupBy, reduce, repeat, a
-// loop within a loop, and in each round of a loop what works on more than the entry at hand.
+// loop within a loop, and in each round of a loop what works on more than the entry at hand. What
+// map gives in each round from outside of its loop, or what is compared there with another such value, has
+// at most 1,024 bytes; an entry of a list counts 16 more.
 // An expression has at most 4,096 bytes and 500 nodes, makes at most 100,000 list entries
 // and texts of about 256 KB by replace, join and toJSON; the payload has at most 64 KB.
 //

@@ -24,6 +24,7 @@ const (
 	maxExprNodes  = 500
 	memoryBudget  = 100_000    // elements that one evaluation may make
 	maxText       = 256 * 1024 // bytes that replace and join may make
+	maxRound      = 1024       // bytes that map may give or a comparison take from outside of a loop in each round; an entry counts 16 more
 )
 
 type refKind uint8
@@ -330,6 +331,8 @@ func runError(err error) string {
 	switch {
 	case errors.Is(err, errText):
 		return fmt.Sprintf("makes more than %d bytes", maxText)
+	case errors.Is(err, errRound):
+		return fmt.Sprintf("at character %d: %s", fe.Column+1, errRound)
 	case errors.Is(err, errNoText):
 		return fmt.Sprintf("at character %d: %s", fe.Column+1, errNoText)
 	case errors.Is(err, errValues):

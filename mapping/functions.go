@@ -29,9 +29,13 @@ var functionNames = []string{
 	"sha256", "hex", "fromHex", "urlEncode", "urlDecode", "bucket", "uniq", "lookup", "group", "replace", "join", "fromJSON", "toJSON", "string", "flatten",
 }
 
+// eachRound is the function around what map gives in each round from outside of the loop. No expression can call it.
+const eachRound = "each round"
+
 var (
 	errText   = errors.New("text too long")
 	errValues = errors.New("too many values")
+	errRound  = fmt.Errorf("takes more than %d bytes from outside of the loop in each round", maxRound)
 	errNoText = errors.New("a list or an object has no text of its own; use join or toJSON")
 )
 
@@ -88,7 +92,7 @@ func exprOptions(s *side, seen *visitor) []expr.Option {
 			new(func(string) string), new(func(int) string), new(func(float64) string), new(func(bool) string), new(func(any) any)),
 		expr.Function("flatten", func(a ...any) (any, error) { return flatten(make([]any, 0, 16), a[0]) }, new(func([]any) []any), new(func([]string) []any)),
 		expr.Function("toJSON", func(a ...any) (any, error) {
-			if left := maxText; !fits(a[0], &left) {
+			if left := maxText; !fits(a[0], 1, &left) {
 				return nil, errText
 			}
 			var b bytes.Buffer
@@ -99,6 +103,12 @@ func exprOptions(s *side, seen *visitor) []expr.Option {
 			}
 			return strings.TrimSuffix(b.String(), "\n"), nil
 		}, new(func(any) string)),
+		expr.Function(eachRound, func(a ...any) (any, error) {
+			if left := maxRound; !fits(a[0], 16, &left) {
+				return nil, errRound
+			}
+			return a[0], nil
+		}, new(func(any) any)),
 	)
 }
 
@@ -114,30 +124,30 @@ func stringOf(v any) (any, error) {
 	return text, nil
 }
 
-// fits reports whether a value is written in about left bytes. A list may hold the same large value many
+// fits reports whether a value is written in about left bytes, each entry taken for some more. A list may hold the same large value many
 // times: as it is, it costs nothing, but written down it has no bound.
-func fits(v any, left *int) bool {
-	*left--
+func fits(v any, entry int, left *int) bool {
+	*left -= entry
 	switch v := v.(type) {
 	case string:
 		*left -= len(v)
 	case []string:
 		for i := 0; i < len(v) && *left >= 0; i++ {
-			*left -= len(v[i]) + 1
+			*left -= len(v[i]) + entry
 		}
 	case []any:
 		for i := 0; i < len(v) && *left >= 0; i++ {
-			fits(v[i], left)
+			fits(v[i], entry, left)
 		}
 	case map[string]any:
 		for name, e := range v {
-			if *left -= len(name); *left < 0 || !fits(e, left) {
+			if *left -= len(name); *left < 0 || !fits(e, entry, left) {
 				break
 			}
 		}
 	case map[string][]string:
 		for name, e := range v {
-			if *left -= len(name); *left < 0 || !fits(e, left) {
+			if *left -= len(name); *left < 0 || !fits(e, entry, left) {
 				break
 			}
 		}

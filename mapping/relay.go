@@ -400,8 +400,12 @@ func (m *RelayMap) subjectFor(r *received) (string, error) {
 		}
 	} else {
 		var err *valueError
-		if subject, err = m.eval(r); err != nil {
+		var ends []int
+		if subject, ends, err = m.eval(r); err != nil {
 			return "", fail(err.reason, err.err)
+		}
+		if err := m.emptyToken(subject, ends); err != nil {
+			return "", fail(ReasonBadSubject, err)
 		}
 	}
 	if err := m.checkSubject(subject); err != nil {
@@ -419,22 +423,48 @@ func (m *RelayMap) allowed(subject string) bool {
 		slices.ContainsFunc(m.allow, func(p []string) bool { return matchSubject(p, subject) })
 }
 
-// eval writes the subject: each value one token, or spliced.
-func (m *RelayMap) eval(r *received) (string, *valueError) {
+// eval writes the subject: each value one token, or spliced. It also tells where each part of the template ends in it.
+func (m *RelayMap) eval(r *received) (string, []int, *valueError) {
 	var b strings.Builder
+	ends := make([]int, 0, len(m.subject.parts))
 	for i := range m.subject.parts {
 		p := &m.subject.parts[i]
 		v, ok, err := p.eval(r)
 		switch {
 		case err != nil:
-			return "", err
+			return "", nil, err
 		case !ok:
-			return "", p.absent()
+			return "", nil, p.absent()
 		case p.kind == partText || p.splice:
 			b.WriteString(v)
 		default:
 			b.WriteString(SubjectToken(v))
 		}
+		ends = append(ends, b.Len())
 	}
-	return b.String(), nil
+	return b.String(), ends, nil
+}
+
+// emptyToken finds a token without a letter, and which part of the template left it so.
+func (m *RelayMap) emptyToken(subject string, ends []int) error {
+	at := 0
+	for tok := range strings.SplitSeq(subject, ".") {
+		if tok != "" {
+			at += len(tok) + 1
+			continue
+		}
+		begin := 0
+		for i, end := range ends {
+			p := &m.subject.parts[i]
+			switch {
+			case p.kind == partText || at < begin || at > end:
+			case begin < end:
+				return fmt.Errorf("has an empty token within the value of {%s...}", p.text)
+			default:
+				return fmt.Errorf("has an empty token, since {%s} is empty; ?? replaces only what is absent: write {VALUE in [nil, \"\"] ? \"none\" : VALUE}", p.text)
+			}
+			begin = end
+		}
+	}
+	return nil
 }

@@ -40,6 +40,9 @@ func TestRelaySubject(t *testing.T) {
 		{`edge.{message.id}.{upper(device)}.n{1+1}`, nil, "edge.m1.BERLIN-P7.n2"},
 		{`edge.{message.correlation_id ?? "none"}`, nil, "edge.none"},
 		{`{property["p"]}.x`, []string{"p", "$SYS"}, "%24SYS.x"},
+		{`edge.{property["verb"] in [nil, ""] ? "command" : property["verb"]}`, nil, "edge.command"},
+		{`edge.{property["verb"] in [nil, ""] ? "command" : property["verb"]}`, []string{"verb", ""}, "edge.command"},
+		{`edge.{property["verb"] in [nil, ""] ? "command" : property["verb"]}`, []string{"verb", "go"}, "edge.go"},
 	} {
 		p, err := relayMap(t, RelayOptions{Subject: c.tmpl}).Map(c2d(c.props...))
 		require.NoError(t, err, c)
@@ -78,6 +81,25 @@ func TestRelaySubjectRefused(t *testing.T) {
 	}
 	_, err := relayMap(t, RelayOptions{}).Map(&C2D{})
 	require.Error(t, err)
+}
+
+// TestEmptyTokens: an empty token is told with the part of the template that left it so.
+func TestEmptyTokens(t *testing.T) {
+	for _, c := range []struct{ tmpl, value, want string }{
+		{`edge.{device}.{property["v"] ?? "command"}`, "", `{property["v"] ?? "command"} is empty; ?? replaces only what is absent: write {VALUE in [nil, ""] ? "none" : VALUE}`},
+		{`{property["v"]}.{device}`, "", `{property["v"]} is empty;`},
+		{`{device}.{property["v"]}{property["v"]}.x`, "", `{property["v"]} is empty;`},
+		{`edge.{device}.{property["v"]...}`, "", `{property["v"]} is empty;`},
+		{`edge.{device}.{property["v"]...}.x`, "a..b", `has an empty token within the value of {property["v"]...}`},
+		{`edge.{property["v"]...}.{device}`, "a.", `has an empty token within the value of {property["v"]...}`},
+		{`edge.{property["v"]...}`, ".a", `has an empty token within the value of {property["v"]...}`},
+	} {
+		_, err := relayMap(t, RelayOptions{Subject: c.tmpl}).Map(c2d("v", c.value))
+		var dead *RouteError
+		require.ErrorAs(t, err, &dead, c)
+		require.Equal(t, ReasonBadSubject, dead.Reason)
+		require.ErrorContains(t, dead.Err, c.want)
+	}
 }
 
 func TestAllowSubjects(t *testing.T) {

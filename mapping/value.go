@@ -50,6 +50,18 @@ func valueText(v any) (string, bool, error) {
 	return "", false, fmt.Errorf("gives a value of type %T; a field takes text, a number, true or false", v)
 }
 
+// DurationText writes a duration as an operator would: 49h, not 49h0m0s.
+func DurationText(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
 // floatText writes the shortest text that reads back the same, in JSON's style.
 func floatText(f float64) (string, bool, error) {
 	if math.IsNaN(f) || math.IsInf(f, 0) {

@@ -52,6 +52,11 @@ func (v *visitor) Visit(node *ast.Node) {
 		if !slices.Contains(builtins, n.Name) {
 			v.fail(n.Name + "() is not available; its time or its order has no bound")
 		}
+		if n.Name == "map" && len(n.Arguments) == 2 {
+			if body, ok := n.Arguments[1].(*ast.PredicateNode); ok {
+				v.given(&body.Node)
+			}
+		}
 	case *ast.CallNode:
 		v.call(n)
 	case *ast.PredicateNode:
@@ -114,6 +119,88 @@ func (v *visitor) loop(n *ast.PredicateNode) {
 	ast.Walk(&n.Node, inner)
 }
 
+// given looks at what the body of map gives, and at what is compared in each round. A list that has the same large value in every entry takes no
+// memory, but whatever goes through its entries later takes that value's time once for each.
+func (v *visitor) given(node *ast.Node) {
+	switch n := (*node).(type) {
+	case *ast.ConditionalNode:
+		v.given(&n.Exp1)
+		v.given(&n.Exp2)
+		return
+	case *ast.BinaryNode:
+		if n.Operator == "??" {
+			v.given(&n.Left)
+			v.given(&n.Right)
+		} // the others make a value of their own, which rounds has looked at
+		return
+	case *ast.UnaryNode:
+		return
+	case *ast.ArrayNode:
+		for i := range n.Nodes {
+			v.given(&n.Nodes[i])
+		}
+		return
+	case *ast.MapNode:
+		for _, pair := range n.Pairs {
+			if p, ok := pair.(*ast.PairNode); ok {
+				v.given(&p.Value)
+			}
+		}
+		return
+	case *ast.VariableDeclaratorNode:
+		v.given(&n.Expr)
+		return
+	case *ast.SequenceNode:
+		v.given(&n.Nodes[len(n.Nodes)-1])
+		return
+	case *ast.ChainNode:
+		v.given(&n.Node)
+		return
+	case *ast.CallNode:
+		if fn, ok := n.Callee.(*ast.IdentifierNode); ok && fn.Value != "lookup" && fn.Value != "group" {
+			return // its arguments are small
+		}
+		if ofEntry(n) {
+			return // the table's, which no sender writes: map(json.groups, group(#))
+		}
+	case *ast.MemberNode:
+		if call, ok := n.Node.(*ast.CallNode); ok && ofEntry(call) {
+			return
+		}
+	}
+	large := &outside{side: v.side}
+	ast.Walk(node, large)
+	if large.name == "" {
+		return
+	}
+	if id, whole := (*node).(*ast.IdentifierNode); whole {
+		if _, known := v.side.env[id.Value]; known {
+			v.fail("a loop that takes " + id.Value + " as a whole in each round is not available; its time has no bound: take a part of it, or of the entry (#)")
+			return
+		}
+	}
+	// A part of it is mostly small, which only the message tells.
+	ast.Patch(node, &ast.CallNode{Callee: &ast.IdentifierNode{Value: eachRound}, Arguments: []ast.Node{*node}})
+}
+
+// ofEntry reports whether a call has the loop's entry among its arguments.
+func ofEntry(n *ast.CallNode) bool {
+	e := &entry{}
+	for i := range n.Arguments {
+		ast.Walk(&n.Arguments[i], e)
+	}
+	return e.found
+}
+
+// entry finds a loop's #.
+type entry struct{ found bool }
+
+func (e *entry) Visit(node *ast.Node) {
+	if _, ok := (*node).(*ast.PointerNode); ok {
+		e.found = true
+	}
+}
+
 // rounds looks at the nodes of a loop's body.
 type rounds struct{ visitor *visitor }
 
@@ -127,10 +214,16 @@ func (r *rounds) Visit(node *ast.Node) {
 			r.small(n.Operator, n.Left, n.Right)
 		case "contains":
 			r.small(n.Operator, n.Left)
-		case "in", "not in", "matches":
+		case "matches":
+			r.small(n.Operator, n.Left, n.Right)
+		case "in", "not in":
 			if _, list := n.Right.(*ast.ArrayNode); !list {
 				r.small(n.Operator, n.Right)
+			} else { // a comparison with each
+				r.compared(&n.Left, n.Right)
 			}
+		case "==", "!=", "<", "<=", ">", ">=", "startsWith", "endsWith": // take the time of the smaller one
+			r.compared(&n.Left, n.Right)
 		}
 	case *ast.BuiltinNode:
 		if !slices.Contains(cheap, n.Name) {
@@ -148,15 +241,27 @@ func (r *rounds) Visit(node *ast.Node) {
 var cheap = []string{"type", "abs", "ceil", "floor", "round", "get", "first", "last",
 	"hasPrefix", "hasSuffix", "bitand", "bitor", "bitxor", "bitnand", "bitshl", "bitshr", "bitushr", "bitnot"}
 
+// compared bounds one operand where both may be large.
+func (r *rounds) compared(left *ast.Node, right ast.Node) {
+	if r.large(*left) != "" && r.large(right) != "" {
+		r.visitor.given(left)
+	}
+}
+
 // small refuses operands that may be as large as the message.
 func (r *rounds) small(what string, operands ...ast.Node) {
-	for i := range operands {
-		large := &outside{side: r.visitor.side}
-		ast.Walk(&operands[i], large)
-		if large.name != "" {
-			r.visitor.fail("a loop that uses " + what + " on " + large.name + " in each round is not available; its time and memory have no bound")
+	for _, o := range operands {
+		if name := r.large(o); name != "" {
+			r.visitor.fail("a loop that uses " + what + " on " + name + " in each round is not available; its time and memory have no bound")
 		}
 	}
+}
+
+// large names what may be as large as the message in an operand; "" if nothing.
+func (r *rounds) large(operand ast.Node) string {
+	o := &outside{side: r.visitor.side}
+	ast.Walk(&operand, o)
+	return o.name
 }
 
 // outside finds a name whose value may be large: any but the subject's parts.

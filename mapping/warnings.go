@@ -34,7 +34,7 @@ func (t *Table) Warnings() []*FieldError {
 		}
 		m := &r.rule.Message
 		if m.MaxAge > 0 && m.TTL > 0 && m.MaxAge >= m.TTL {
-			warn("message.max_age", "%s changes nothing: ttl ends a message after %s", m.MaxAge, m.TTL)
+			warn("message.max_age", "%s changes nothing: ttl ends a message after %s", DurationText(m.MaxAge), DurationText(m.TTL))
 		}
 		for _, f := range [...]struct{ field, text string }{
 			{"message.message_id", m.MessageID}, {"message.correlation_id", m.CorrelationID},

@@ -34,8 +34,8 @@ type Config struct {
 	// ShutdownGrace is how long the first signal lets messages in flight finish. Default 10s.
 	ShutdownGrace time.Duration `yaml:"shutdown_grace"`
 
-	// Warnings are what Load found odd but not wrong, one line each; never a secret.
-	Warnings []string `yaml:"-"`
+	// Warnings are what Load found odd but not wrong.
+	Warnings []*Error `yaml:"-"`
 }
 
 // Log configures the structured log.

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -65,7 +67,7 @@ type overlay struct {
 
 // overrides reads the settings that are set, and warns of DOWNLINK_ variables
 // that nobody knows. A nil environ leaves the environment out.
-func overrides(flags *pflag.FlagSet, environ []string) (set []override, warnings []string) {
+func overrides(flags *pflag.FlagSet, environ []string) (set []override, warnings []*Error) {
 	v := viper.New()
 	for _, s := range settings {
 		if environ != nil {
@@ -94,13 +96,13 @@ func overrides(flags *pflag.FlagSet, environ []string) (set []override, warnings
 		if !strings.HasPrefix(name, "DOWNLINK_") || strings.HasPrefix(name, "DOWNLINK_TEST_") || slices.Contains(known, name) {
 			continue
 		}
-		warning := "unknown environment variable " + name + " is ignored"
+		warning := "unknown environment variable, which is ignored"
 		if near := nearest(strings.ToLower(name), lower(known)); near != "" {
 			warning += "; did you mean " + strings.ToUpper(near) + "?"
 		}
-		warnings = append(warnings, warning)
+		warnings = append(warnings, &Error{File: name, Err: errors.New(warning)})
 	}
-	slices.Sort(warnings)
+	slices.SortFunc(warnings, func(a, b *Error) int { return cmp.Compare(a.File, b.File) })
 	return set, warnings
 }
 
@@ -125,7 +127,7 @@ func (o *overlay) fail(s override, format string, args ...any) {
 }
 
 func (o *overlay) ignored(s override, section string) {
-	o.cfg.Warnings = append(o.cfg.Warnings, fmt.Sprintf("%s is set, but the file has no %s section", s.origin, section))
+	o.cfg.Warnings = append(o.cfg.Warnings, &Error{File: s.origin, Err: fmt.Errorf("set, but the file has no %s section", section)})
 }
 
 func (o *overlay) scalar(s override) {

@@ -12,7 +12,7 @@ import (
 	"downlink/mapping"
 )
 
-// Error is one mistake, with its place. Its text is one line,
+// Error is one mistake or warning, with its place. Its text is one line,
 // "FILE:LINE: path: what is wrong; remedy", and never contains a secret.
 type Error struct {
 	// File is the file's name as given to Load or Parse, or the environment
@@ -113,13 +113,9 @@ func (p *problems) warn(path string, err error) {
 }
 
 // warned lists the warnings in the order of their lines.
-func (p *problems) warned() []string {
+func (p *problems) warned() []*Error {
 	slices.SortStableFunc(p.warnings, func(a, b *Error) int { return cmp.Compare(a.Line, b.Line) })
-	var all []string
-	for _, w := range p.warnings {
-		all = append(all, w.Error())
-	}
-	return all
+	return p.warnings
 }
 
 // addMapping records what mapping.Compile or CompileRelay found; place turns

@@ -231,7 +231,8 @@ func TestEnvironment(t *testing.T) {
 	require.Equal(t, service, c.Bridge.Hubs[0].ConnectionString.Reveal())
 	require.Empty(t, c.Bridge.Hubs[0].ConnectionStringFile)
 	require.Equal(t, device, c.Relay.Devices[0].ConnectionString.Reveal())
-	require.Equal(t, []string{"unknown environment variable DOWNLINK_NATS_ULR is ignored; did you mean DOWNLINK_NATS_URL?"}, c.Warnings)
+	require.Len(t, c.Warnings, 1)
+	require.EqualError(t, c.Warnings[0], "DOWNLINK_NATS_ULR: unknown environment variable, which is ignored; did you mean DOWNLINK_NATS_URL?")
 
 	flags := pflag.NewFlagSet("x", pflag.ContinueOnError)
 	flags.String("http", "unset", "")
@@ -290,7 +291,8 @@ func TestEnvironmentAlone(t *testing.T) {
 	c, err = config.LoadBytes("c.yaml", []byte("version: 1\nbridge: {hubs: [{embedded: true}], routes: [{subject: x, source: core, device: y}]}\n"), config.LoadOptions{})
 	require.NoError(t, err)
 	require.False(t, c.Bridge.Hubs[0].Embedded)
-	require.Equal(t, []string{"DOWNLINK_DEVICE_CONNECTION_STRING is set, but the file has no relay section"}, c.Warnings)
+	require.Len(t, c.Warnings, 1)
+	require.EqualError(t, c.Warnings[0], "DOWNLINK_DEVICE_CONNECTION_STRING: set, but the file has no relay section")
 
 	_, err = config.LoadBytes("c.yaml", []byte("version: 1\nrelay: {devices: [{embedded: a}, {embedded: b}]}\n"), config.LoadOptions{})
 	require.ErrorContains(t, err, "DOWNLINK_DEVICE_CONNECTION_STRING: relay.devices[0].connection_string: the relay has 2 devices; set their connection strings in the file")
@@ -340,5 +342,21 @@ relay:
 		c, err := config.LoadBytes("both.yaml", text, config.LoadOptions{NoEnvironment: true, Side: side})
 		require.NoError(t, err)
 		require.Equal(t, want, c.HTTP, "side %q", side)
+	}
+}
+
+// TestDurationTooLarge: a duration that is well written is not told that it is none.
+func TestDurationTooLarge(t *testing.T) {
+	for text, want := range map[string]string{
+		"9999999d": "is too large; a duration has at most 106751d", "106752d": "is too large", "99999999999999999999d": "is too large",
+		"106751d24h": "is too large", "9999999h": "is too large", "1d9999999h": "is too large", "-9999999h": "is too large",
+		"1d-1h": "is not a duration", "9999999days": "is not a duration", "9999999dd": "is not a duration", "": "is not a duration", "5": "is not a duration", "h": "is not a duration",
+	} {
+		_, err := config.ParseDuration(text)
+		require.ErrorContains(t, err, want, text)
+	}
+	for _, text := range []string{"106751d", "1d12h", "1.5h", ".5s", "0", "-1h", "1h30m", "7d"} {
+		_, err := config.ParseDuration(text)
+		require.NoError(t, err, text)
 	}
 }

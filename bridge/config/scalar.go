@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"downlink/mapping"
 )
 
 // setScalar reads one value as text, from wherever it comes: the file, the
@@ -68,28 +70,35 @@ func parseBool(text string) (bool, error) {
 	return false, fmt.Errorf("%s is neither true nor false", show(text))
 }
 
-var days = regexp.MustCompile(`^(\d+)d(.*)$`)
+var (
+	days     = regexp.MustCompile(`^(\d+)d(.*)$`)
+	duration = regexp.MustCompile(`^[-+]?((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+$`) // Go's, however large
+)
 
 // parseDuration takes Go's durations and whole days before them: 90s, 1h30m, 7d, 1d12h.
 func parseDuration(text string) (time.Duration, error) {
 	wrong := fmt.Errorf("%s is not a duration; write a number with its unit, such as 500ms, 10s, 1h30m or 7d", show(text))
+	large := fmt.Errorf("%s is too large; a duration has at most 106751d", show(text))
 	rest, total := text, time.Duration(0)
 	if m := days.FindStringSubmatch(text); m != nil {
-		n, err := strconv.ParseInt(m[1], 10, 64)
-		if err != nil || n > math.MaxInt64/int64(24*time.Hour) {
+		if rest = m[2]; strings.HasPrefix(rest, "-") || strings.HasPrefix(rest, "+") || rest != "" && !duration.MatchString(rest) {
 			return 0, wrong
 		}
-		rest, total = m[2], time.Duration(n)*24*time.Hour
+		n, err := strconv.ParseInt(m[1], 10, 64)
+		if err != nil || n > math.MaxInt64/int64(24*time.Hour) {
+			return 0, large
+		}
+		total = time.Duration(n) * 24 * time.Hour
 		if rest == "" {
 			return total, nil
 		}
-		if rest[0] == '-' || rest[0] == '+' {
-			return 0, wrong
-		}
 	}
 	d, err := time.ParseDuration(rest)
-	if err != nil || total+d < total && total > 0 {
+	switch {
+	case err != nil && !duration.MatchString(rest):
 		return 0, wrong
+	case err != nil, total+d < total && total > 0: // only its size is wrong
+		return 0, large
 	}
 	return total + d, nil
 }
@@ -129,14 +138,7 @@ func formatDuration(d time.Duration) string {
 	if d >= 24*time.Hour && d%(24*time.Hour) == 0 {
 		return strconv.FormatInt(int64(d/(24*time.Hour)), 10) + "d"
 	}
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
+	return mapping.DurationText(d)
 }
 
 // oneLine refuses what no text of this file may hold.

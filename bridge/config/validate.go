@@ -104,6 +104,7 @@ func (p *problems) bridge(b *Bridge) {
 		for _, w := range table.Warnings() {
 			p.warn(join("bridge", w.Path), w.Err)
 		}
+		p.created(b, table)
 	}
 	p.addMapping(err, func(path string) string {
 		path = join("bridge", path)
@@ -235,6 +236,47 @@ func (p *problems) starts(b *Bridge) {
 				show(r.Start), f, show(b.Routes[f].Start), r.Stream)
 		}
 	}
+}
+
+// created checks that the streams that are to be made have no subject in common: JetStream refuses the second one.
+func (p *problems) created(b *Bridge, table *mapping.Table) {
+	var streams []int // the first route of each that makes it
+	subjects := make(map[string][]string)
+	var all []string
+	apart := 0
+	for i, r := range b.Routes {
+		if !r.Create || r.Stream == "" || subjects[r.Stream] != nil {
+			continue
+		}
+		list := table.Subjects(r.Stream)
+		streams, subjects[r.Stream], all = append(streams, i), list, append(all, list...)
+		apart += len(mapping.Cover(list, len(list)))
+	}
+	if len(mapping.Cover(all, len(all))) == apart {
+		return // as mostly; the rest takes each with each
+	}
+	for n, i := range streams {
+		for _, j := range streams[:n] {
+			first, second := b.Routes[j].Stream, b.Routes[i].Stream
+			if mine, other, ok := inCommon(subjects[second], subjects[first]); ok {
+				p.addf("bridge.routes["+itoa(i)+"].create", "stream %s would hold %s and stream %s, which routes[%d] makes, %s; a subject is in one stream: take both from one, or make the subjects differ",
+					second, show(mine), first, j, show(other))
+				break
+			}
+		}
+	}
+}
+
+// inCommon finds two subjects that overlap.
+func inCommon(a, b []string) (string, string, bool) {
+	for _, x := range a {
+		for _, y := range b {
+			if len(mapping.Cover([]string{x, y}, 2)) == 1 {
+				return x, y, true
+			}
+		}
+	}
+	return "", "", false
 }
 
 // minMailbox is room for a few of the largest messages.

@@ -51,10 +51,18 @@ relay:
 	}
 	c, err := config.Parse("c.yaml", text)
 	require.NoError(t, err)
-	require.Equal(t, want, c.Warnings)
+	require.Equal(t, want, lines(c.Warnings))
 	c, err = config.LoadBytes("c.yaml", text, config.LoadOptions{NoEnvironment: true})
 	require.NoError(t, err)
-	require.Equal(t, want, c.Warnings)
+	require.Equal(t, want, lines(c.Warnings))
+}
+
+func lines(list []*config.Error) []string {
+	var all []string
+	for _, e := range list {
+		all = append(all, e.Error())
+	}
+	return all
 }
 
 // TestExamplesAreNotOdd: what people copy gives no warning.

@@ -322,11 +322,14 @@ func (r *reader) headers(n *yaml.Node, path string) map[string][]string {
 			if strings.ContainsAny(v.text, "\r\n") {
 				r.fail(n, join(path, name), "a header's value is one line")
 			}
-			h[name] = append(h[name], v.text)
+			h[name] = append(h[name], HeaderValue(v.text))
 		}
 	}
 	return h
 }
+
+// HeaderValue is a header's value as the bridge receives it: nats.go takes the blanks before it for the colon's.
+func HeaderValue(v string) string { return strings.TrimLeft(v, " \t") }
 
 func (r *reader) payload(kind string, n *yaml.Node, path string) []byte {
 	switch kind {

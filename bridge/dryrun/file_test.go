@@ -99,6 +99,11 @@ func TestFates(t *testing.T) {
 	require.Empty(t, diffs(t, `- {subject: ask.d, payload_file: body.bin, expect: {device: d}}`))
 }
 
+// TestHeadersAsReceived: what nats.go leaves out of a header's value is no part of a case.
+func TestHeadersAsReceived(t *testing.T) {
+	require.Empty(t, diffs(t, `- {subject: cmd.p.stop, headers: {C: " \t a "}, expect: {correlation_id: "a "}}`))
+}
+
 // TestWhy: a route that was expected and did not come says why.
 func TestWhy(t *testing.T) {
 	for expect, want := range map[string]string{

@@ -126,7 +126,7 @@ func (f *checkFlags) run(ctx context.Context, out io.Writer, path string) error 
 		result.Problems = problemsOf(err)
 	} else {
 		for _, w := range c.Warnings {
-			result.Problems = append(result.Problems, problem{Severity: "warning", Text: w})
+			result.Problems = append(result.Problems, problemOf("warning", w))
 		}
 	}
 	if !f.json {
@@ -182,22 +182,23 @@ func problemsOf(err error) []problem {
 		all = joined.Unwrap()
 	}
 	for _, e := range all {
-		p := problem{Severity: "error", Text: e.Error()}
 		var place *config.Error
-		if errors.As(e, &place) {
-			p.File, p.Line, p.Path, p.Text = place.File, place.Line, place.Path, place.Err.Error()
+		if !errors.As(e, &place) {
+			place = &config.Error{Err: e}
 		}
-		list = append(list, p)
+		list = append(list, problemOf("error", place))
 	}
 	return list
 }
 
+func problemOf(severity string, e *config.Error) problem {
+	return problem{Severity: severity, File: e.File, Line: e.Line, Path: e.Path, Text: e.Err.Error()}
+}
+
 func printProblems(out io.Writer, list []problem) error {
 	for _, p := range list {
-		text := p.Text
-		if p.Severity == "error" {
-			text = (&config.Error{File: p.File, Line: p.Line, Path: p.Path, Err: errors.New(p.Text)}).Error()
-		} else {
+		text := (&config.Error{File: p.File, Line: p.Line, Path: p.Path, Err: errors.New(p.Text)}).Error()
+		if p.Severity == "warning" {
 			text = "warning: " + text
 		}
 		if _, err := fmt.Fprintln(out, visible(text)); err != nil {

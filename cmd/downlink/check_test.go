@@ -67,7 +67,10 @@ bridge:
 	got = cli(t, "check", file, "--strict")
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, got.stderr, "1 warning, and --strict takes none")
-	require.Contains(t, cli(t, "check", file, "--json").stdout, `"severity":"warning"`)
+	var j checked
+	require.NoError(t, json.Unmarshal([]byte(cli(t, "check", file, "--json").stdout), &j))
+	require.Equal(t, []problem{{Severity: "warning", File: file, Line: 6, Path: "bridge.routes[1].subject",
+		Text: `"cmd.a": no message ever gets here: routes[0] (all) takes all of them; put this route before it, or set also: true there`}}, j.Problems)
 
 	for want, args := range map[string][]string{
 		"missing FILE":                     {"check"},

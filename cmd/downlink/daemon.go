@@ -119,7 +119,7 @@ func (f *daemonFlags) run(cmd *cobra.Command, s streams, logs *logFlags, side co
 		return err
 	}
 	for _, w := range c.Warnings {
-		log.Warn(w, "component", "config")
+		log.Warn(w.Error(), "component", "config")
 	}
 	hub, err := startEmbedded(c, f.hubDataDir, log)
 	if err != nil {

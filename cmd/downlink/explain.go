@@ -230,6 +230,11 @@ func (x *explainer) message(s streams, subject string) (*mapping.Input, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, values := range h {
+		for i := range values {
+			values[i] = dryrun.HeaderValue(values[i])
+		}
+	}
 	in := &mapping.Input{Subject: subject, Header: h, Payload: []byte(x.data), Time: time.Now().UTC()}
 	if name, isFile := strings.CutPrefix(x.data, "@"); isFile {
 		if name == "-" {

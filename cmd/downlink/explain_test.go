@@ -59,6 +59,13 @@ OUTCOME of route commands for device berlin-pump7: sent to hub main
 `, text)
 }
 
+// TestExplainHeaders: a header's value is the one that the bridge receives, without the blanks before it.
+func TestExplainHeaders(t *testing.T) {
+	got := cli(t, "explain", example+"several-targets.yaml", "cmd.berlin.pump7.start", "-H", "X= \ta ", "--json")
+	require.Equal(t, exitOK, got.code, got.stderr)
+	require.Contains(t, got.stdout, `"headers":{"X":["a "]}`)
+}
+
 // TestExplainJSON: the names in --json are what docs/mapping.md says.
 func TestExplainJSON(t *testing.T) {
 	dir := t.TempDir()

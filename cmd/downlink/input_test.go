@@ -18,6 +18,8 @@ func TestAwkwardInput(t *testing.T) {
 		want string
 	}{
 		{"pub '' x", `subject ""`},
+		{"pub a -H é=1", `--header "é": a header's name has ASCII letters, digits and ! # $ % & ' * + - . ^ _ `},
+		{"pub a -H a/b=1", `--header "a/b": a header's name has`},
 		{"pub a --timeout 0s", "--timeout: 0s is not a time to wait"},
 		{"pub a --connect-timeout 0s", "--connect-timeout: 0s is not a time to wait"},
 		{"pub a --server ''", "--server is empty"},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"regexp"
 	"strings"
 	"time"
 
@@ -45,6 +46,11 @@ stream stores it is the stream's publish ack.`,
 			var err error
 			if msg.Header, err = parseHeaders(headers); err != nil {
 				return err
+			}
+			for name := range msg.Header {
+				if !headerName.MatchString(name) {
+					return usagef("--header %q: a header's name has ASCII letters, digits and ! # $ %% & ' * + - . ^ _ ` | ~", name)
+				}
 			}
 			if err := checkPublishSubject(args[0]); err != nil {
 				return err
@@ -127,6 +133,9 @@ func ask(ctx context.Context, s streams, nc *nats.Conn, msg *nats.Msg, timeout t
 	_, err = fmt.Fprintf(s.out, "%s\n", reply.Data)
 	return err
 }
+
+// headerName is what nats.go publishes.
+var headerName = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
 
 // parseHeaders reads NAME=VALUE. A NATS header's line cannot hold CR or LF.
 func parseHeaders(pairs []string) (nats.Header, error) {

@@ -289,7 +289,11 @@ func sendError(err error) error {
 	}
 	var field *mapping.FieldError
 	if errors.As(err, &field) {
-		return fmt.Errorf("%s: %w", sendField(field.Path), field.Err)
+		text := field.Err.Error()
+		// What a route could do about it, and send has not.
+		text, _, _ = strings.Cut(text, "; illegal_values: ")
+		text, _, _ = strings.Cut(text, " (envelope: relay ")
+		return fmt.Errorf("%s: %s", sendField(field.Path), text)
 	}
 	return err
 }

@@ -117,3 +117,15 @@ func TestDefaultHub(t *testing.T) {
 	require.Equal(t, exitUsage, got.code)
 	require.Contains(t, got.stderr, "start downlink hub")
 }
+
+// TestSendAdvice: what only a route could do is no advice to who sends.
+func TestSendAdvice(t *testing.T) {
+	for pair, want := range map[string]string{
+		"x= y":         `--property: " y": has a leading space at byte 1, which the hub cannot carry`,
+		"Downlink-X=y": `--property: "Downlink-X": Downlink-* is for Downlink's own properties; choose another name`,
+	} {
+		service := write(t, "service", "HostName=h.azure-devices.net;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0")
+		got := cli(t, "send", "d", "-p", pair, "--hub-connection-string-file", service)
+		require.Equal(t, result{exitUsage, "", "downlink: " + want + "\n"}, got)
+	}
+}
