@@ -80,6 +80,15 @@ type Sender interface {
 	Send(ctx context.Context, e *mapping.Envelope) error
 }
 
+// Linked is a Sender that tells whether there is a way to its hub. While there is none no send begins: what waits can
+// still be replaced, expire, be parked or be given back.
+type Linked interface {
+	Sender
+	// Link reports whether there is one, and returns a channel that is closed when that changes.
+	// Safe for concurrent use; it does not block.
+	Link() (up bool, changed <-chan struct{})
+}
+
 // DeadLetters stores what can never be delivered.
 type DeadLetters interface {
 	// Store blocks until the dead letter is durable.

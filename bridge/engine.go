@@ -138,6 +138,12 @@ func (b *Bridge) Run(ctx context.Context) error {
 	defer stopSends()
 	b.sendCtx = sendCtx
 
+	var links sync.WaitGroup
+	for _, h := range b.hubs {
+		if s, ok := h.sender.(Linked); ok {
+			links.Go(func() { h.follow(sendCtx, s) })
+		}
+	}
 	var intakes sync.WaitGroup
 	for _, s := range b.options.Sources {
 		intakes.Go(func() { b.receive(ctx, s) })
@@ -163,6 +169,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	b.parker.crew.drain(grace)
 	b.ledger.crew.drain(grace)
 	stopSends()
+	links.Wait()
 	b.parker.crew.running.Wait()
 	for _, h := range b.hubs {
 		h.close()
@@ -389,7 +396,7 @@ func (b *Bridge) Ready() error {
 	var errs []error
 	for _, h := range b.options.Hubs {
 		s := b.hubs[h.Name].status()
-		if s.State != "open" {
+		if s.State != stateOpen && s.State != stateDisconnected { // the sender itself says more about the latter
 			errs = append(errs, fmt.Errorf("hub %s: %s until %s: %s", s.Name, s.State, s.Until.UTC().Format(time.RFC3339), s.Cause))
 		}
 		if s.newer > 0 {

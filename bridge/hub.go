@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"sync"
@@ -40,6 +41,7 @@ type hub struct {
 	slowedBy string             // its words
 	unread   time.Time          // when the log told last that the mailbox cannot be read
 	between  int                // sends that others have before the next one that must be alone
+	down     bool               // the sender has no link
 	draining bool
 	drained  chan struct{} // closed when draining and no lane is left
 	closed   bool          // nothing starts any more
@@ -50,7 +52,13 @@ func newHub(o HubOptions, b *Bridge) *hub {
 	if window <= 0 {
 		window = defaultWindow
 	}
+	down := false
+	if s, ok := o.Sender.(Linked); ok {
+		up, _ := s.Link()
+		down = !up
+	}
 	return &hub{
+		down:    down,
 		name:    o.Name,
 		sender:  o.Sender,
 		bridge:  b,
@@ -63,6 +71,22 @@ func newHub(o HubOptions, b *Bridge) *hub {
 		probes:  newProbeQueue[*lane](),
 		room:    newIntake(b.options.MaxHeld * 3 / 4 / len(b.options.Hubs)),
 		drained: make(chan struct{}),
+	}
+}
+
+// follow starts nothing while the sender has no link, until ctx is done.
+func (h *hub) follow(ctx context.Context, s Linked) {
+	for {
+		up, changed := s.Link()
+		h.mu.Lock()
+		h.down = !up
+		h.dispatch()
+		h.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

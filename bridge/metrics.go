@@ -25,10 +25,16 @@ type Status struct {
 	Hubs     []HubStatus `json:"hubs"`
 }
 
+// What a hub's state is when it is no class.
+const (
+	stateOpen         = "open"
+	stateDisconnected = "disconnected"
+)
+
 // HubStatus is one hub's part of Status.
 type HubStatus struct {
 	Name         string     `json:"name"`
-	State        string     `json:"state"` // open, or the class it waits for
+	State        string     `json:"state"` // open, disconnected, or the class it waits for
 	Cause        string     `json:"cause,omitempty"`
 	Until        time.Time  `json:"until,omitzero"`
 	InFlight     int        `json:"in_flight"`
@@ -169,7 +175,7 @@ var (
 	descRate     = prometheus.NewDesc("downlink_bridge_rate", "Messages a second that the hub is sent now at most; 0 when nothing limits it.", []string{"hub"}, nil)
 	descDaily    = prometheus.NewDesc("downlink_bridge_quota_used", "The day's messages of this process, in the blocks of the hub's quota.", []string{"hub"}, nil)
 	descLanes    = prometheus.NewDesc("downlink_bridge_lanes", "Devices with messages, by state.", []string{"hub", "state"}, nil)
-	descOpen     = prometheus.NewDesc("downlink_bridge_hub_open", "1 when the hub takes messages, 0 when it waits (throttled, quota, unauthorized).", []string{"hub"}, nil)
+	descOpen     = prometheus.NewDesc("downlink_bridge_hub_open", "1 when the hub takes messages, 0 when it waits (throttled, quota, unauthorized, disconnected).", []string{"hub"}, nil)
 )
 
 // collector gives the metrics to Prometheus.
@@ -205,7 +211,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descLanes, h.LanesWaiting, h.Name, "waiting")
 		gauge(descLanes, h.Lanes-h.LanesWaiting, h.Name, "flowing")
 		open := 1
-		if h.State != "open" {
+		if h.State != stateOpen {
 			open = 0
 		}
 		gauge(descOpen, open, h.Name)
@@ -220,7 +226,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 func (h *hub) status() HubStatus {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := HubStatus{Name: h.name, State: "open", InFlight: h.inFlight, Window: h.window, Lanes: len(h.lanes)}
+	s := HubStatus{Name: h.name, State: stateOpen, InFlight: h.inFlight, Window: h.window, Lanes: len(h.lanes)}
 	for _, l := range h.lanes {
 		s.Waiting += len(l.heads) + len(l.tail)
 		s.Mailbox += l.stored
@@ -235,6 +241,8 @@ func (h *hub) status() HubStatus {
 	s.Pace = h.budget.status(now)
 	s.DrainSeconds = h.budget.timeToDrain(uint64(s.Waiting)+s.Mailbox, now).Seconds()
 	switch {
+	case h.down:
+		s.State = stateDisconnected
 	case h.gate.closed:
 		s.State, s.Cause, s.Until = h.gate.class.String(), h.gate.cause, h.gate.until
 	case s.Pace.Exhausted:

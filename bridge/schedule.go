@@ -70,7 +70,7 @@ func (h *hub) landed(l *lane) {
 // pick takes the lane whose turn it is off its list, or returns nil and sees to it
 // that dispatch is called when there may be one. The caller holds mu.
 func (h *hub) pick(now time.Time) *lane {
-	if h.closed || h.alone || h.inFlight >= h.window {
+	if h.closed || h.down || h.alone || h.inFlight >= h.window {
 		return nil
 	}
 	solo := h.solo.len() > 0 && (h.between <= 0 || h.ready.len() == 0)

@@ -141,6 +141,22 @@ func TestNewestOnly(t *testing.T) {
 	require.Contains(t, p.seen("w2"), 5+70+5)
 }
 
+// TestNewestOnlyOnceTheHubIsBack: while the hub is away nothing is under way, so that nothing stale comes first when it is back.
+func TestNewestOnlyOnceTheHubIsBack(t *testing.T) {
+	t.Parallel()
+	p := runWaiting(t, "w1")
+	p.toHub.Down()
+	require.Eventually(t, func() bool { return p.status().Hubs[0].State == "disconnected" }, deadline, tick)
+	for i := range 5 {
+		publish(t, p.js, &nats.Msg{Subject: "cmd.newest.w1", Data: []byte(strconv.Itoa(i)), Header: nats.Header{"Key": {"valve"}}})
+	}
+	require.Eventually(t, func() bool { return p.status().Replaced == 4 }, deadline, tick)
+	p.toHub.Up()
+	p.completed(1, "w1")
+	p.settled()
+	require.Equal(t, []int{5}, p.seen("w1"))
+}
+
 // TestTooOldInTheMailbox: what waits there past its time becomes a dead letter while its device still has no room.
 func TestTooOldInTheMailbox(t *testing.T) {
 	t.Parallel()

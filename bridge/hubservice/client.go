@@ -328,6 +328,12 @@ func (c *Client) try(ctx context.Context, r *request) (again bool, err error) {
 	return false, c.decided(err, w)
 }
 
+// Link implements bridge.Linked.
+func (c *Client) Link() (up bool, changed <-chan struct{}) {
+	l, changed := c.links.get()
+	return l != nil, changed
+}
+
 // decided passes the outcome on. The hub's no to our credential, given to a
 // message that left under the token in use, asks for a new one, of another
 // connection string if there is one; what follows is the engine's back-off.

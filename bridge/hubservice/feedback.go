@@ -47,25 +47,27 @@ type feedback struct {
 type links struct {
 	mu      sync.Mutex
 	current *link         // nil while there is none
-	changed chan struct{} // closed when there is one
+	changed chan struct{} // closed when there is one, or none any more
 }
 
 func (w *links) set(l *link) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.current = l
-	if l != nil {
-		close(w.changed)
-		w.changed = make(chan struct{})
-	}
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+func (w *links) get() (*link, <-chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.current, w.changed
 }
 
 // wait blocks until a link is up; nil when ctx ends.
 func (w *links) wait(ctx context.Context) *link {
 	for {
-		w.mu.Lock()
-		l, changed := w.current, w.changed
-		w.mu.Unlock()
+		l, changed := w.get()
 		if l != nil {
 			return l
 		}
