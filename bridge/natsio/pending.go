@@ -404,37 +404,6 @@ func (r *Receipts) still(ctx context.Context, slot int64, due []*bridge.Found) (
 	return left, nil
 }
 
-// Told implements bridge.Pending.
-func (r *Receipts) Told(ctx context.Context, receipt bridge.Receipt, since time.Time) (told bool, _ error) {
-	request := directRequest{Next: ReceiptSubject(r.o.Name, receipt.Hub, receipt.Device, receipt.Status), Start: &since, Batch: sweepAtOnce}
-	for {
-		n := 0
-		each := func(m *nats.Msg) {
-			n++
-			if seq, err := strconv.ParseUint(m.Header.Get(jetstream.SequenceHeader), 10, 64); err == nil {
-				request.Start, request.Seq = nil, seq+1
-			}
-			var got bridge.Receipt
-			if json.Unmarshal(m.Data, &got) == nil {
-				told = told || got.ID == receipt.ID && got.Stream == receipt.Stream && got.Sequence == receipt.Sequence && got.Route == receipt.Route &&
-					(receipt.Stream != "" || receipt.Route != "" || got.At.Equal(receipt.At))
-			}
-		}
-		err := r.o.Conn.directGet(ctx, r.Stream(), request, each)
-		if errors.Is(err, nats.ErrNoResponders) { // no receipt was ever stored, or JetStream is away
-			if err = r.stream.ensure(ctx); err == nil {
-				err = r.o.Conn.directGet(ctx, r.Stream(), request, each)
-			}
-		}
-		if err != nil {
-			return false, fmt.Errorf("stream %s: %w", r.Stream(), apiError(err))
-		}
-		if told || n < sweepAtOnce {
-			return told, nil
-		}
-	}
-}
-
 func (r *Receipts) ask(hub string) {
 	ch := r.askedFor(hub)
 	r.mu.Lock()

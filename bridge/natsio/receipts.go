@@ -55,6 +55,7 @@ type Receipts struct {
 	log     *slog.Logger
 	stream  *ownStream // of the receipts
 	pending *ownStream // of the bucket
+	told    toldMemory
 
 	mu    sync.Mutex
 	used  bool
@@ -79,6 +80,7 @@ func NewReceipts(o ReceiptsOptions) (*Receipts, error) {
 		o.MaxBytes = receiptsMaxBytes
 	}
 	r := &Receipts{o: o, log: logger(o.Logger), asked: make(map[string]chan struct{}), first: make(chan struct{}), replicated: true}
+	r.told.most = toldAtMost
 	own := func(cfg jetstream.StreamConfig, prefix, flags string) *ownStream {
 		s := &ownStream{
 			conn: o.Conn, log: r.log, use: "receipts", cannot: "receipts cannot be stored", prefix: prefix, flags: flags,
@@ -259,9 +261,11 @@ func setTrace(h nats.Header, trace string) {
 	}
 }
 
-// receiptID is the same for each try to tell one outcome of one message at one device. Of a
-// message that is not ours no number is known; the moment tells its outcomes apart.
-func receiptID(r bridge.Receipt) string {
+// receiptHash is the same for each try to tell one outcome of one message at one device.
+type receiptHash [16]byte
+
+// hashOf: of a message that is not ours no number is known; the moment tells its outcomes apart.
+func hashOf(r bridge.Receipt) receiptHash {
 	h := sha256.New()
 	write := func(parts ...string) {
 		for _, p := range parts {
@@ -272,5 +276,11 @@ func receiptID(r bridge.Receipt) string {
 	if r.Stream == "" && r.Route == "" {
 		write(stamp(r.At))
 	}
-	return "receipt-" + hex.EncodeToString(h.Sum(nil)[:16])
+	return receiptHash(h.Sum(nil)[:16])
+}
+
+// receiptID is the message ID of a receipt.
+func receiptID(r bridge.Receipt) string {
+	h := hashOf(r)
+	return "receipt-" + hex.EncodeToString(h[:])
 }
