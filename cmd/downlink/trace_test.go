@@ -184,6 +184,54 @@ func base36(t time.Time) string {
 	return strconv.FormatInt(t.UnixNano(), 36)
 }
 
+// TestTraceDeviceOpen: what is in the source streams without a fate may be for the device that was asked for.
+func TestTraceDeviceOpen(t *testing.T) {
+	n, k := runKeeps(t)
+	ask := func() result { return cli(t, "trace", "--device", "d", "-s", n.URL()) }
+	k.publish(3)
+	s, err := k.js.Stream(t.Context(), "COMMANDS")
+	require.NoError(t, err)
+	c, err := s.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "downlink", AckPolicy: jetstream.AckExplicitPolicy, FilterSubject: "cmd.x"})
+	require.NoError(t, err)
+	const line = "stream COMMANDS: messages that are read and have no fate yet: %d, not read yet: %d; some may be for d (downlink trace COMMANDS:SEQ tells of one)"
+	require.Equal(t, fmt.Sprintf(line, 0, 3), told(ask()))
+	for range 2 {
+		m, err := c.Next()
+		require.NoError(t, err)
+		if meta, _ := m.Metadata(); meta.Sequence.Stream == 1 {
+			require.NoError(t, m.DoubleAck(t.Context()))
+		}
+	}
+	none := ask()
+	require.Equal(t, exitFailed, none.code)
+	require.Contains(t, none.stdout, "no trace of a message for device d")
+	require.Equal(t, fmt.Sprintf(line, 1, 1), told(none))
+	k.park(1, "d", "parked")
+	found := ask()
+	require.Equal(t, exitOK, found.code, found.stderr)
+	require.Contains(t, found.stdout, ": 1 in all, now 1 mailbox\n")
+	require.Equal(t, fmt.Sprintf(line, 1, 1), told(found))
+	j := objects(t, cli(t, "trace", "--device", "d", "--json", "-s", n.URL()).stdout)[0]
+	require.Equal(t, []any{map[string]any{"stream": "COMMANDS", "held": 1.0, "unread": 1.0}}, j["open"])
+
+	file := filepath.Join(t.TempDir(), "bridge.yaml")
+	writeTo(t, file, fmt.Sprintf(traceFile, n.URL()))
+	require.Equal(t, "stream ORDERS: how many messages have no fate yet cannot be told: stream ORDERS does not exist", told(cli(t, "trace", "--device", "d", "-c", file)))
+	n.CreateStream(t, "ORDERS", "order.>")
+	require.Equal(t, "stream ORDERS: how many messages have no fate yet cannot be told: no bridge named downlink has read it yet", told(cli(t, "trace", "--device", "d", "-c", file)))
+}
+
+// traceFile is a configuration of two streams.
+const traceFile = `version: 1
+bridge:
+  nats: {url: %q}
+  hubs:
+    - {name: main, connection_string_file: hub-service}
+  routes:
+    - {name: commands, subject: "cmd.{device}", stream: COMMANDS, device: "{device}"}
+    - {name: orders, subject: "order.{device}", stream: ORDERS, device: "{device}"}
+`
+
 // TestTraceBridge: a real message that died, came back, and was accepted.
 func TestTraceBridge(t *testing.T) {
 	p := runPlant(t, "ok")
@@ -232,7 +280,7 @@ func TestTraceDelivered(t *testing.T) {
 		require.Eventually(t, func() bool { return strings.Contains(told(cli(t, "trace", place, "-c", p.file)), want) }, 30*time.Second, 100*time.Millisecond, "%s: %s", place, want)
 	}
 	require.Regexp(t, `\n\S+Z +published .*\n\S+Z +accepted +good +commands .*\n\S+Z +completed +good +commands `, cli(t, "trace", "COMMANDS:1", "-c", p.file).stdout)
-	require.Contains(t, told(cli(t, "trace", "--device", "good", "-c", p.file)), ": 1 in all, now 1 completed")
+	require.Contains(t, cli(t, "trace", "--device", "good", "-c", p.file).stdout, ": 1 in all, now 1 completed")
 	require.Equal(t, exitOK, cli(t, "dead", "purge", "--all", "--yes", "-c", p.file).code)
 	require.Contains(t, told(cli(t, "trace", "COMMANDS:4", "-c", p.file)), "which is not there any more: redriven, purged, or too old")
 }

@@ -171,6 +171,7 @@ type tracedDevice struct {
 	Messages []tracedOne    `json:"messages"`
 	States   map[string]int `json:"states"` // how many messages are where
 	Cut      int            `json:"cut,omitempty"`
+	Open     []openStream   `json:"open"` // what has no fate yet, for whichever device
 	Now      string         `json:"now"`
 }
 
@@ -219,6 +220,7 @@ func (t *tracer) traceDevice(ctx context.Context, out io.Writer, limit int, asJS
 	for _, m := range r.Messages {
 		r.States[m.State]++
 	}
+	r.Open = t.open(ctx)
 	r.Now = r.sentence()
 	if asJSON {
 		err = json.NewEncoder(out).Encode(r)
@@ -251,6 +253,16 @@ func (r *tracedDevice) sentence() string {
 	return text
 }
 
+// opened says what of the source streams may be for the device as well, a line each.
+func (r *tracedDevice) opened() (lines string) {
+	for _, o := range r.Open {
+		if text := o.sentence(r.Device); text != "" {
+			lines += visible(text) + "\n"
+		}
+	}
+	return lines
+}
+
 func (r *tracedDevice) print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "FIRST SEEN\tMESSAGE\tROUTE\tSUBJECT\tSTORY")
@@ -269,6 +281,6 @@ func (r *tracedDevice) print(out io.Writer) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(out, "\n%s\n", visible(r.Now))
+	_, err := fmt.Fprintf(out, "\n%s\n%s", visible(r.Now), r.opened())
 	return err
 }
