@@ -136,6 +136,22 @@ func (s *story) sentence(name string, since time.Time) string {
 }
 
 func (r *traced) print(out io.Writer) error {
+	if err := r.table(out); err != nil {
+		return err
+	}
+	note := ""
+	if r.Note != "" {
+		note = visible(r.Note) + "\n"
+	}
+	_, err := fmt.Fprintf(out, "%s%s\n", note, shownPayload([]byte(r.Now)))
+	return err
+}
+
+// table is nothing, not even a head, without a row.
+func (r *traced) table(out io.Writer) error {
+	if !r.Found {
+		return nil
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "TIME\tEVENT\tDEVICE\tROUTE\tDETAIL")
 	if s := r.Source; s != nil {
@@ -145,15 +161,8 @@ func (r *traced) print(out io.Writer) error {
 		}
 	}
 	r.events(w)
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	note := ""
-	if r.Note != "" {
-		note = visible(r.Note) + "\n"
-	}
-	_, err := fmt.Fprintf(out, "\n%s%s\n", note, shownPayload([]byte(r.Now)))
-	return err
+	fmt.Fprintln(w)
+	return w.Flush()
 }
 
 func (r *traced) events(w io.Writer) {
@@ -264,6 +273,17 @@ func (r *tracedDevice) opened() (lines string) {
 }
 
 func (r *tracedDevice) print(out io.Writer) error {
+	if err := r.table(out); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "%s\n%s", visible(r.Now), r.opened())
+	return err
+}
+
+func (r *tracedDevice) table(out io.Writer) error {
+	if len(r.Messages) == 0 {
+		return nil
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "FIRST SEEN\tMESSAGE\tROUTE\tSUBJECT\tSTORY")
 	for _, m := range r.Messages {
@@ -278,9 +298,6 @@ func (r *tracedDevice) print(out io.Writer) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", at(m.Events[0].At), dash(place), dash(m.Route), dash(m.Subject), dash(strings.Join(steps, ", ")))
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintf(out, "\n%s\n%s", visible(r.Now), r.opened())
-	return err
+	fmt.Fprintln(w)
+	return w.Flush()
 }

@@ -215,7 +215,7 @@ func (s *story) unseen(name string, since time.Time) string {
 	case s.again != nil:
 		return fmt.Sprintf("%s was brought back from the dead letters as %s:%d (downlink trace %s:%d)", place, s.again.Stream, s.again.Sequence, s.again.Stream, s.again.Sequence)
 	case w.stream == "":
-		return fmt.Sprintf("no trace of %q since %s: no receipt, no dead letter and nothing in the mailbox has this ID. Either %s; or it is older (--since), or it came to no bridge named %s on this NATS",
+		return fmt.Sprintf("no trace of %q since %s: no receipt, no dead letter and nothing in the mailbox has this ID. Either it waits and has no fate yet; or %s; or it is older (--since), or it came to no bridge named %s on this NATS",
 			w.text, at(since), ask, name)
 	case w.source == nil && w.seq > s.state.Last:
 		return fmt.Sprintf("no trace of %s: stream %s has never had it, its last message is %d", place, w.stream, s.state.Last)
@@ -233,7 +233,7 @@ func (s *story) unseen(name string, since time.Time) string {
 	case w.seq > p.Delivered:
 		return fmt.Sprintf("%s waits in its stream, not read yet: the bridge has read up to %d, at most %d messages are ahead of it (downlink status)", place, p.Delivered, w.seq-p.Delivered-1)
 	case w.seq > p.Settled:
-		return fmt.Sprintf("%s was read by the bridge, which holds %d messages without a fate: it waits for its device or is on its way to the hub, or was settled out of turn (downlink status; %s)", place, p.Held, ask)
+		return fmt.Sprintf("%s was read by the bridge, which holds %d messages without a fate: it waits for its device or is on its way to the hub (downlink status), or, if no receipt was asked for, was settled out of turn", place, p.Held)
 	default:
 		return fmt.Sprintf("%s was read and settled by the bridge: the hub accepted it, or its route dropped it, or no route took it; %s", place, ask)
 	}
