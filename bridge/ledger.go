@@ -141,6 +141,7 @@ func (c *closing) goOn() {
 	c.hub.mu.Lock()
 	defer c.hub.mu.Unlock()
 	c.lane.replaced--
+	c.lane.due = time.Time{} // what was replaced is gone: another entry may be the first one now
 	if c.lane.spills {
 		c.hub.spill(c.lane)
 	}
