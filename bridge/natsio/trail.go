@@ -62,6 +62,20 @@ func (t *Trail) Mailbox(ctx context.Context, device, stream string, since time.T
 	return absent(eachParked(ctx, t.conn, t.name, ParkedFilter{Device: device, Stream: stream, Since: since}, each))
 }
 
+// Deadline is when it is too late to send an entry: by its ttl, or by max_age, which its headers do not
+// tell. Zero: never. What is not there any more, or cannot be read, has the one of its headers.
+func (t *Trail) Deadline(ctx context.Context, p *Parked) (time.Time, error) {
+	m, err := t.conn.message(ctx, MailboxStream(t.name), p.Entry)
+	if m == nil || err != nil {
+		return p.Expires, absent(err)
+	}
+	parcel, err := decodeEntry(m.Header, m.Data)
+	if err != nil {
+		return p.Expires, nil
+	}
+	return parcel.Envelope.Deadline(), nil
+}
+
 func parseParked(m *storedMsg) Parked {
 	p := Parked{Entry: m.Seq, Size: m.Size}
 	if p.Err = checkFormat(m.Header); p.Err != nil {

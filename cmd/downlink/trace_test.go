@@ -50,8 +50,15 @@ func (k *keeps) receipt(r bridge.Receipt) {
 // park stores an entry as the bridge does; the mailbox makes its stream.
 func (k *keeps) park(seq uint64, device, id string) {
 	k.t.Helper()
+	k.parkAs(seq, device, id, func(*mapping.Envelope) {})
+}
+
+func (k *keeps) parkAs(seq uint64, device, id string, change func(*mapping.Envelope)) {
+	k.t.Helper()
+	e := &mapping.Envelope{Route: "r", Hub: "main", Device: device, MessageID: id, Body: []byte("x")}
+	change(e)
 	repeat, err := k.mailbox.Append(k.t.Context(), &bridge.Parcel{
-		Envelope: &mapping.Envelope{Route: "r", Hub: "main", Device: device, MessageID: id, Body: []byte("x")},
+		Envelope: e,
 		Message:  &mapping.Input{Subject: "cmd.x", Payload: []byte("x"), Stream: "COMMANDS", Sequence: seq},
 		Attempts: 3, At: time.Now(),
 	})
@@ -112,6 +119,20 @@ func TestTraceStates(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, told(cli(t, "trace", "COMMANDS:12", "-s", n.URL())), "for d: waits in the mailbox as entry 3 (number 2 of 2 for the device) since ")
 	require.Contains(t, told(cli(t, "trace", "parked-1", "--device", "other", "-s", n.URL())), "entry 2 (number 1 of 1 for the device)")
+
+	for i, bound := range []func(*mapping.Envelope){
+		func(e *mapping.Envelope) { e.ExpiresAt = now.Add(-time.Hour) },
+		func(e *mapping.Envelope) { e.SendBy = now.Add(-time.Hour) },
+		func(e *mapping.Envelope) { e.ExpiresAt, e.SendBy = now.Add(time.Hour), now.Add(time.Hour) },
+	} {
+		id := fmt.Sprint("timed-", i)
+		k.parkAs(13, "late", id, bound)
+		want := "; it goes out by itself, "
+		if i < 2 {
+			want = "; it has expired (at " + at(now.Add(-time.Hour)) + "), and becomes a dead letter when it is its turn"
+		}
+		require.Contains(t, told(cli(t, "trace", id, "-s", n.URL())), want)
+	}
 
 	byDevice := cli(t, "trace", "--device", "d", "--since", "1h", "-s", n.URL())
 	require.Equal(t, exitOK, byDevice.code, byDevice.stderr)

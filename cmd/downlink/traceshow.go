@@ -91,6 +91,9 @@ func (t *tracer) complete(ctx context.Context, s *story) (err error) {
 			if target.place, target.of, err = t.queue(ctx, *target.parked); err != nil {
 				return err
 			}
+			if target.until, err = t.trail.Deadline(ctx, target.parked); err != nil {
+				return err
+			}
 		}
 		dead := slices.ContainsFunc(target.Events, func(e traceEvent) bool { return e.state == bridge.StatusDead })
 		lost = lost || dead && target.letter == nil

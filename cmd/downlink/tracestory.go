@@ -38,7 +38,8 @@ type traceTarget struct {
 	seq             uint64
 	letter          *natsio.Letter
 	parked          *natsio.Parked
-	place, of       int // of parked
+	place, of       int       // of parked
+	until           time.Time // when it is too late to send parked; zero: never, or not known
 }
 
 // traceEvent is one thing that happened.
@@ -78,7 +79,7 @@ func (s *story) addLetter(l *natsio.Letter) {
 func (s *story) addParked(p natsio.Parked) {
 	t := s.target(p.Hub, p.Device, p.Route, p.ID)
 	t.from(p.Subject, p.Stream, p.Sequence)
-	t.parked = &p
+	t.parked, t.until = &p, p.Expires
 	t.add(traceEvent{p.At, "mailbox entry " + strconv.FormatUint(p.Entry, 10), "waits for its device" + attempts(p.Attempts), stateMailbox})
 }
 
@@ -190,6 +191,9 @@ func (t *traceTarget) now(last traceEvent, again *mapping.Input) string {
 		text := fmt.Sprintf("waits in the mailbox as entry %d since %s", t.parked.Entry, when)
 		if t.of > 0 {
 			text = fmt.Sprintf("waits in the mailbox as entry %d (number %d of %d for the device) since %s", t.parked.Entry, t.place, t.of, when)
+		}
+		if !t.until.IsZero() && !time.Now().Before(t.until) {
+			return text + "; it has expired (at " + at(t.until) + "), and becomes a dead letter when it is its turn"
 		}
 		return text + "; it goes out by itself, once those before it are gone and its device has room at the hub (downlink status shows the hub)"
 	case bridge.StatusDead:
