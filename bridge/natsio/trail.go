@@ -163,6 +163,15 @@ func (t *Trail) State(ctx context.Context, stream string) (StreamState, error) {
 	}, nil
 }
 
+// Messages calls each for the messages of a stream from a sequence on, of some subjects or (if there are
+// none) of all, until it returns an error. It is for streams that keep what is settled.
+func (t *Trail) Messages(ctx context.Context, stream string, subjects []string, from uint64, each func(*mapping.Input) error) error {
+	return t.conn.scan(ctx, scanOptions{Stream: stream, Subjects: subjects, From: from}, func(m *storedMsg) (bool, error) {
+		in := &mapping.Input{Subject: m.Subject, Header: m.Header, Payload: m.Data, Stream: stream, Sequence: m.Seq, Time: m.Time, BadHeader: m.BadHeader}
+		return true, each(in)
+	})
+}
+
 // Streams lists the streams that the bridge reads, by its consumers. It asks about every stream of the account.
 func (t *Trail) Streams(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 4*apiTimeout)

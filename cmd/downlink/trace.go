@@ -35,7 +35,7 @@ bridge need not run.
 ID is the message ID at the hub and the device; STREAM:SEQ is what the publisher's
 ack from JetStream says. Both may be narrowed with --device. --device alone tells
 the stories of all messages for that device, and how many of each source stream
-have no fate yet, which may be for it.
+have no fate yet; which of them are for the device takes the configuration (-c).
 
 What the hub accepted is only known afterwards if receipts were asked for: by the
 route (receipts: true), or with the outcome at the device (message: {ack: full}).`,
@@ -75,6 +75,8 @@ route (receipts: true), or with the outcome at the device (message: {ack: full})
 			if err != nil {
 				return err
 			}
+			x := &explainer{store: store, conn: st}
+			t.tables = func(ctx context.Context, r *explained) (mapping.Lookups, error) { return x.tables(ctx, st.config, r) }
 			t.device, t.since, t.sinceGiven = device, from, cmd.Flags().Changed("since")
 			if len(args) == 0 {
 				return t.traceDevice(cmd.Context(), s.out, limit, asJSON)
@@ -98,6 +100,7 @@ type tracer struct {
 	conn       *natsio.Conn
 	trail      *natsio.Trail
 	letters    *natsio.Letters
+	tables     func(context.Context, *explained) (mapping.Lookups, error) // reads the lookups of config
 	device     string
 	since      time.Time
 	sinceGiven bool
@@ -248,49 +251,4 @@ func (t *tracer) queue(ctx context.Context, p natsio.Parked) (place, of int, err
 		return true, nil
 	})
 	return place, of, err
-}
-
-// openStream is what of a source stream has no fate yet, for whichever device it is.
-type openStream struct {
-	Stream string `json:"stream,omitempty"`
-	Held   int    `json:"held"`   // read by the bridge
-	Unread uint64 `json:"unread"` // by the bridge, of its subjects
-	Error  string `json:"error,omitempty"`
-}
-
-// open asks what of each source stream has no fate yet. What cannot be told fails nothing else.
-func (t *tracer) open(ctx context.Context) []openStream {
-	names, err := sourceStreams(ctx, t.trail, t.config)
-	if err != nil {
-		return []openStream{{Error: err.Error()}}
-	}
-	list := []openStream{}
-	for _, name := range names {
-		o := openStream{Stream: name}
-		p, err := t.trail.Position(ctx, name)
-		switch {
-		case err != nil:
-			o.Error = err.Error()
-		case p == nil:
-			o.Error = "no bridge named " + t.name + " has read it yet"
-		default:
-			o.Held, o.Unread = max(p.Held, 0), p.Unread
-		}
-		list = append(list, o)
-	}
-	return list
-}
-
-// sentence is empty if all of the stream has its fate.
-func (o *openStream) sentence(device string) string {
-	switch {
-	case o.Stream == "":
-		return "how many messages have no fate yet cannot be told: " + o.Error
-	case o.Error != "":
-		return "stream " + o.Stream + ": how many messages have no fate yet cannot be told: " + o.Error
-	case o.Held == 0 && o.Unread == 0:
-		return ""
-	}
-	return fmt.Sprintf("stream %s: messages that are read and have no fate yet: %d, not read yet: %d; some may be for %s (downlink trace %s:SEQ tells of one)",
-		o.Stream, o.Held, o.Unread, device, o.Stream)
 }

@@ -258,6 +258,95 @@ bridge:
     - {name: orders, subject: "order.{device}", stream: ORDERS, device: "{device}"}
 `
 
+// TestTraceDeviceWaits: with the configuration the device's messages that have no fate yet are listed.
+func TestTraceDeviceWaits(t *testing.T) {
+	n, k := runKeeps(t)
+	n.CreateStream(t, "ORDERS", "order.>")
+	n.CreateStreamFrom(t, jetstream.StreamConfig{Name: "WORK", Subjects: []string{"work.>"}, Retention: jetstream.WorkQueuePolicy})
+	publish := func(subjects ...string) {
+		for _, subject := range subjects {
+			_, err := k.js.Publish(t.Context(), subject, nil)
+			require.NoError(t, err)
+		}
+	}
+	publish("cmd.d", "cmd.d", "cmd.other", "cmd.d", "cmd.d", "cmd.no.route", "cmd.d", "cmd.other", "work.d", "order.d")
+	read := func(stream, filter string, acked ...uint64) {
+		s, err := k.js.Stream(t.Context(), stream)
+		require.NoError(t, err)
+		c, err := s.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "downlink", AckPolicy: jetstream.AckExplicitPolicy, FilterSubject: filter})
+		require.NoError(t, err)
+		if len(acked) == 0 {
+			return
+		}
+		for range 5 {
+			m, err := c.Next()
+			require.NoError(t, err)
+			if meta, _ := m.Metadata(); slices.Contains(acked, meta.Sequence.Stream) {
+				require.NoError(t, m.DoubleAck(t.Context()))
+			}
+		}
+	}
+	read("COMMANDS", "cmd.*", 1, 4)
+	read("WORK", "work.*")
+	k.park(4, "d", "parked") // settled out of turn
+	file := filepath.Join(t.TempDir(), "bridge.yaml")
+	writeTo(t, file, fmt.Sprintf(traceFile, n.URL())+`    - {name: work, subject: "work.{device}", stream: WORK, device: "{device}", receipts: true}
+`)
+	got := cli(t, "trace", "--device", "d", "-c", file)
+	require.Equal(t, exitOK, got.code, got.stderr)
+	row := func(seq int, story string) string {
+		return fmt.Sprintf(`\n\S+Z +COMMANDS:%d +commands +cmd\.d +%s`, seq, story)
+	}
+	require.Regexp(t, row(2, `published at \S+Z, read, no fate yet\n`), got.stdout)
+	require.Regexp(t, `\n\S+Z +COMMANDS:4 +r +cmd\.x +mailbox entry 1 at`, got.stdout)
+	require.Regexp(t, row(5, `published at \S+Z, read, no fate yet\n`), got.stdout)
+	require.Regexp(t, row(7, `published at \S+Z, not read yet\n`), got.stdout)
+	require.NotContains(t, got.stdout, "cmd.other")
+	require.Contains(t, got.stdout, ": 4 in all, now 2 held, 1 mailbox, 1 unread\n")
+	require.Regexp(t, `\nstream COMMANDS: messages that are read and have no fate yet: 3, not read yet: 2; those for d since \S+Z are listed\n`, got.stdout)
+	require.Contains(t, got.stdout, "\nstream ORDERS: how many messages have no fate yet cannot be told: no bridge named downlink has read it yet\n")
+	require.Contains(t, got.stdout, "\nstream WORK: messages that are read and have no fate yet: 0, not read yet: 1; some may be for d (downlink trace WORK:SEQ tells of one)\n")
+
+	messages := objects(t, cli(t, "trace", "--device", "d", "-c", file, "--json").stdout)[0]["messages"].([]any)
+	require.Len(t, messages, 4)
+	held := messages[0].(map[string]any)
+	require.Equal(t, "held", held["state"])
+	require.EqualValues(t, 2, held["seq"])
+	require.Equal(t, "was read by the bridge: it waits for its device or is on its way to the hub, or, as it has no receipts, was settled out of turn", held["now"])
+	require.Equal(t, "no trace of messages for device nobody", strings.TrimPrefix(strings.TrimSpace(cli(t, "trace", "--device", "nobody", "-c", file).stderr), "downlink: "))
+}
+
+// TestTraceDeviceWaitsBound: only the last messages of a long stream are mapped, and that is said; so is a lookup that cannot be read.
+func TestTraceDeviceWaitsBound(t *testing.T) {
+	n, k := runKeeps(t)
+	for i := range waitsBound + 2 {
+		subject := "cmd.other"
+		if i == 1 || i == waitsBound+1 {
+			subject = "cmd.d"
+		}
+		_, err := k.js.PublishAsync(subject, nil)
+		require.NoError(t, err)
+	}
+	<-k.js.PublishAsyncComplete()
+	s, err := k.js.Stream(t.Context(), "COMMANDS")
+	require.NoError(t, err)
+	_, err = s.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "downlink", AckPolicy: jetstream.AckExplicitPolicy, FilterSubject: "cmd.*"})
+	require.NoError(t, err)
+	n.CreateStream(t, "ORDERS", "order.>")
+	file := filepath.Join(t.TempDir(), "bridge.yaml")
+	writeTo(t, file, strings.Replace(fmt.Sprintf(traceFile, n.URL()), "  routes:\n", "  lookups:\n    - {name: aliases, bucket: aliases}\n  routes:\n", 1))
+	got := cli(t, "trace", "--device", "d", "-c", file, "--connect-timeout", "1s")
+	require.Equal(t, exitOK, got.code, got.stderr)
+	require.Contains(t, got.stdout, ": 1 in all, now 1 unread\nlookup aliases was not read, so messages that wait and need it are not listed: bucket aliases does not exist: ")
+	require.Regexp(t, `not read yet: 10002; those for d since \S+Z are listed from COMMANDS:3 on, ones before that are not\n`, got.stdout)
+
+	writeTo(t, file, strings.Replace(fmt.Sprintf(traceFile, n.URL()), "  routes:\n", "  lookups:\n    - {name: aliases, file: elsewhere.yaml}\n  routes:\n", 1))
+	got = cli(t, "trace", "--device", "d", "-c", file)
+	require.Equal(t, exitFailed, got.code)
+	require.Contains(t, got.stdout, "\nnot all messages that wait for the device can be listed: lookup aliases: open ")
+	require.Contains(t, got.stdout, "not read yet: 10002; some may be for d ")
+}
+
 // TestTraceBridge: a real message that died, came back, and was accepted.
 func TestTraceBridge(t *testing.T) {
 	p := runPlant(t, "ok")

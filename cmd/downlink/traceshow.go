@@ -184,6 +184,7 @@ type tracedDevice struct {
 	States   map[string]int `json:"states"` // how many messages are where
 	Cut      int            `json:"cut,omitempty"`
 	Open     []openStream   `json:"open"` // what has no fate yet, for whichever device
+	Notes    []string       `json:"notes,omitempty"`
 	Now      string         `json:"now"`
 }
 
@@ -199,8 +200,13 @@ type tracedOne struct {
 func (t *tracer) traceDevice(ctx context.Context, out io.Writer, limit int, asJSON bool) error {
 	stories := make(map[string]*story)
 	var order []string
-	r := tracedDevice{Device: t.device, Since: t.since, Messages: []tracedOne{}, States: map[string]int{}}
+	// How far the streams are read comes first: what is settled after that has left its trace by the time that is looked for.
+	r := tracedDevice{Device: t.device, Since: t.since, Messages: []tracedOne{}, States: map[string]int{}, Open: t.open(ctx)}
+	known := make(map[string]bool)
 	err := t.collect(ctx, func(id, stream string, seq uint64, _ time.Time) *story {
+		if slices.ContainsFunc(r.Open, func(o openStream) bool { return o.Stream == stream && !o.settled(seq) }) {
+			known[messagePlace(stream, seq)] = true
+		}
 		key := fmt.Sprintf("%s:%d:%s", stream, seq, id)
 		s := stories[key]
 		if s == nil {
@@ -224,6 +230,16 @@ func (t *tracer) traceDevice(ctx context.Context, out io.Writer, limit int, asJS
 			r.Messages = append(r.Messages, tracedOne{target.stream, target.seq, target.subject, target})
 		}
 	}
+	if t.config != nil {
+		waits, notes, err := t.waits(ctx, r.Open, known)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil { // what the lookups are made of may be out of reach here: the rest is worth telling
+			notes = append(notes, "not all messages that wait for the device can be listed: "+err.Error())
+		}
+		r.Messages, r.Notes = append(r.Messages, waits...), notes
+	}
 	begin := func(m tracedOne) time.Time { return m.Events[0].At }
 	slices.SortFunc(r.Messages, func(a, b tracedOne) int { return begin(a).Compare(begin(b)) })
 	if n := len(r.Messages) - limit; n > 0 {
@@ -232,7 +248,6 @@ func (t *tracer) traceDevice(ctx context.Context, out io.Writer, limit int, asJS
 	for _, m := range r.Messages {
 		r.States[m.State]++
 	}
-	r.Open = t.open(ctx)
 	r.Now = r.sentence()
 	if asJSON {
 		err = json.NewEncoder(out).Encode(r)
@@ -267,8 +282,11 @@ func (r *tracedDevice) sentence() string {
 
 // opened says what of the source streams may be for the device as well, a line each.
 func (r *tracedDevice) opened() (lines string) {
+	for _, note := range r.Notes {
+		lines += visible(note) + "\n"
+	}
 	for _, o := range r.Open {
-		if text := o.sentence(r.Device); text != "" {
+		if text := o.sentence(r.Device, r.Since); text != "" {
 			lines += visible(text) + "\n"
 		}
 	}
@@ -295,6 +313,9 @@ func (r *tracedDevice) table(out io.Writer) error {
 			steps[i] = e.What
 		}
 		steps[len(steps)-1] += " at " + at(m.Events[len(m.Events)-1].At)
+		if m.State == stateHeld || m.State == stateUnread {
+			steps = append(steps, map[string]string{stateHeld: "read, no fate yet", stateUnread: "not read yet"}[m.State])
+		}
 		place := m.ID
 		if m.Stream != "" {
 			place = messagePlace(m.Stream, m.Sequence)
