@@ -174,6 +174,7 @@ type DeadLetter struct {
 	Route     string
 	Hub       string
 	Device    string // as far as known
+	Target    string // without Device: which entry of the route's devices; "": there is no such list
 	MessageID string
 	Reason    mapping.Reason
 	Condition string // the hub's AMQP condition, if it gave one
@@ -231,4 +232,6 @@ type Receipt struct {
 	Sequence  uint64    `json:"seq,omitempty"`
 	Attempts  int       `json:"attempts"`
 	At        time.Time `json:"at"`
+	// Target is the DeadLetter's; it tells receipts apart, and is not told.
+	Target string `json:"-"`
 }

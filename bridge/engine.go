@@ -334,7 +334,11 @@ func (b *Bridge) accept(ctx context.Context, d Delivery, release func()) {
 			b.ledger.conclude(b.sendCtx, m.unmapped(DeadLetter{Route: r.Route, Device: r.Envelope.Device, MessageID: r.Envelope.MessageID,
 				Reason: ReasonRefused, Text: fmt.Sprintf("no hub is named %q", r.Envelope.Hub)}))
 		case r.Err != nil:
-			b.ledger.conclude(b.sendCtx, m.unmapped(DeadLetter{Route: r.Route, Device: r.Device, Reason: r.Err.Reason, Text: r.Err.Error()}).tells(r.Asked))
+			l := DeadLetter{Route: r.Route, Device: r.Device, Reason: r.Err.Reason, Text: r.Err.Error()}
+			if l.Device == "" {
+				l.Target = r.Err.Entry()
+			}
+			b.ledger.conclude(b.sendCtx, m.unmapped(l).tells(r.Asked))
 		default:
 			b.ledger.conclude(b.sendCtx, closing{of: m, receipt: m.dropped(r.Route, r.Drop)}.tells(r.Asked))
 		}

@@ -385,3 +385,30 @@ func TestFairAmongDevices(t *testing.T) {
 		r.stop()
 	})
 }
+
+// Two entries of a list that name no device are two targets: each has its own dead letter and receipt.
+func TestEntriesThatAreNoDevices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table, err := mapping.Compile([]mapping.Route{
+			{Name: "list", Subject: "cmd", Stream: "COMMANDS", Devices: "{json.to}", Allow: []string{"*"}, Receipts: true},
+		}, mapping.TableOptions{Hubs: []mapping.HubOptions{{Name: "main"}}})
+		require.NoError(t, err)
+		w := newWorld()
+		p := w.run(t, func(o *Options) { o.Mapper = table })
+		w.publish("cmd", `{"to":["a b","good","a b",null]}`)
+		w.quiet(t, "all have their fate")
+		var targets, told []string
+		for _, l := range w.letters {
+			require.Empty(t, l.Device)
+			targets = append(targets, l.Target)
+		}
+		for _, r := range w.receipts {
+			if r.Status == StatusDead {
+				told = append(told, r.Target)
+			}
+		}
+		require.ElementsMatch(t, []string{"devices[0]", "devices[2]", "devices[3]"}, targets)
+		require.ElementsMatch(t, targets, told)
+		p.stop(t)
+	})
+}

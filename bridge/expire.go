@@ -12,7 +12,8 @@ const (
 
 // expire gives messages that wait past their time their fate, also while nothing is
 // sent: a device without room, a hub that is away. In memory it sees all; of what
-// is in the mailbox it sees the first entry of each box, some boxes at a time.
+// is in the mailbox it sees the first entry of each box, some boxes at a time: what
+// expires behind that one is told when it is its turn.
 func (b *Bridge) expire(ctx context.Context) {
 	t := time.NewTicker(sweepEvery)
 	defer t.Stop()

@@ -141,6 +141,7 @@ func (c *closing) goOn() {
 	c.hub.mu.Lock()
 	defer c.hub.mu.Unlock()
 	c.lane.replaced--
+	c.lane.due = time.Time{} // what was replaced is gone: another entry may be the first one now
 	if c.lane.spills {
 		c.hub.spill(c.lane)
 	}
@@ -165,7 +166,7 @@ func (l *DeadLetter) receipt() Receipt {
 	return Receipt{
 		ID: l.MessageID, Device: l.Device, Hub: l.Hub, Route: l.Route, Status: StatusDead, Reason: string(l.Reason),
 		Condition: l.Condition, Text: l.Text, Subject: l.Message.Subject, Stream: l.Message.Stream,
-		Sequence: l.Message.Sequence, Attempts: l.Attempts, At: l.At,
+		Sequence: l.Message.Sequence, Attempts: l.Attempts, At: l.At, Target: l.Target,
 	}
 }
 

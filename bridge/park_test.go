@@ -263,6 +263,39 @@ func TestExpiresInTheMailbox(t *testing.T) {
 	})
 }
 
+// What was behind an entry that a newer message replaced is the first one now, and expires in time.
+func TestExpiresBehindWhatIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.hubDown = &Error{Class: Unauthorized, Op: "send"}
+		p := w.run(t, func(o *Options) {
+			o.Mapper = by(func(in *mapping.Input, e *mapping.Envelope) {
+				switch string(in.Payload) {
+				case "key":
+					e.Coalesce = "setpoint"
+				case "short":
+					e.ExpiresAt = in.Time.Add(2 * time.Minute)
+				}
+			})
+		})
+		for i := range 600 {
+			w.publish(fmt.Sprintf("cmd.d%d", i), "other") // beyond the share: what follows is parked at once
+		}
+		time.Sleep(10 * time.Second)
+		w.publish("cmd.d", "key")
+		w.publish("cmd.d", "short")
+		time.Sleep(time.Minute)
+		w.publish("cmd.d", "key")
+		time.Sleep(50 * time.Second)
+		require.EqualValues(t, 1, p.Status().Replaced)
+		require.Empty(t, w.letters)
+		time.Sleep(20 * time.Second)
+		require.Len(t, w.letters, 1)
+		require.Equal(t, "short", string(w.letters[0].Message.Payload))
+		p.stop(t)
+	})
+}
+
 // coalescing gives every message of bySubject its device's name as key.
 type coalescing struct{ bySubject }
 

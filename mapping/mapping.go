@@ -1,6 +1,9 @@
 package mapping
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Input is one NATS message as the cloud side received it.
 // The mapping never modifies it and keeps no reference to it after Map returns,
@@ -160,6 +163,14 @@ func (e *RouteError) Error() string {
 }
 
 func (e *RouteError) Unwrap() error { return e.Err }
+
+// Entry is the field if that is one entry of the route's devices, such as "devices[2]"; else "".
+func (e *RouteError) Entry() string {
+	if strings.HasPrefix(e.Field, "devices[") {
+		return e.Field
+	}
+	return ""
+}
 
 // Result is what one matching route makes of one Input for one device: exactly
 // one of Envelope, Drop and Err is set.

@@ -166,6 +166,9 @@ func (d *DeadLetters) message(l bridge.DeadLetter) *nats.Msg {
 func letterID(l bridge.DeadLetter) string {
 	in := l.Message
 	parts := []string{in.Stream, strconv.FormatUint(in.Sequence, 10), stamp(in.Time), l.Route, l.Hub, l.Device, l.MessageID}
+	if l.Target != "" {
+		parts = append(parts, l.Target)
+	}
 	if in.Stream == "" {
 		parts = append(parts, in.Subject, string(in.Payload), stamp(l.At))
 	}

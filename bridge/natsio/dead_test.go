@@ -29,6 +29,12 @@ func TestDeadLetters(t *testing.T) {
 	other := letter()
 	other.Device = "berlin-pump8"
 	require.NoError(t, d.Store(t.Context(), other), "another target of the same message")
+	require.Equal(t, "dead-2d26da89e2d1ed25b462a1bc004a3522", letterID(letter()), "a version before knows it by this one")
+	for _, entry := range []string{"devices[0]", "devices[2]", "devices[0]"} {
+		nobody := letter()
+		nobody.Device, nobody.Target = "", entry
+		require.NoError(t, d.Store(t.Context(), nobody), "an entry that names no device, and the first one again")
+	}
 
 	js := n.JetStream(t)
 	s, err := js.Stream(t.Context(), "DOWNLINK_DEAD")
@@ -38,7 +44,7 @@ func TestDeadLetters(t *testing.T) {
 	require.Equal(t, time.Hour, cfg.MaxAge)
 	require.EqualValues(t, 1<<30, cfg.MaxBytes)
 	require.Equal(t, jetstream.DiscardNew, cfg.Discard)
-	require.EqualValues(t, 2, s.CachedInfo().State.Msgs)
+	require.EqualValues(t, 4, s.CachedInfo().State.Msgs)
 	m, err := s.GetMsg(t.Context(), 1)
 	require.NoError(t, err)
 	require.Equal(t, "downlink.dead.expired.commands", m.Subject)

@@ -273,6 +273,9 @@ func hashOf(r bridge.Receipt) receiptHash {
 		}
 	}
 	write(r.ID, r.Device, r.Hub, r.Stream, strconv.FormatUint(r.Sequence, 10), r.Route, r.Status)
+	if r.Target != "" {
+		write(r.Target)
+	}
 	if r.Stream == "" && r.Route == "" {
 		write(stamp(r.At))
 	}

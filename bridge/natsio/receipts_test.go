@@ -56,12 +56,15 @@ func TestReceiptAsStored(t *testing.T) {
 	for _, change := range []func(*bridge.Receipt){
 		func(r *bridge.Receipt) { r.Status = bridge.StatusCompleted }, func(r *bridge.Receipt) { r.Device = "other" },
 		func(r *bridge.Receipt) { r.Route = "also" }, func(r *bridge.Receipt) { r.Sequence++ }, func(r *bridge.Receipt) { r.ID = "y" },
+		func(r *bridge.Receipt) { r.Device, r.Target = "", "devices[0]" }, func(r *bridge.Receipt) { r.Device, r.Target = "", "devices[2]" },
+		func(r *bridge.Receipt) { r.Device, r.Target = "", "devices[0]" }, // again
 	} {
 		other := receipt()
 		change(&other)
 		require.NoError(t, r.Store(t.Context(), other, correlation()))
 	}
 
+	require.Equal(t, "receipt-935e2d83d4fb6f840ebc288157c2a56f", receiptID(receipt()), "a version before knows it by this one")
 	s, err := n.JetStream(t).Stream(t.Context(), "PROD_RECEIPTS")
 	require.NoError(t, err)
 	cfg := s.CachedInfo().Config
@@ -69,7 +72,7 @@ func TestReceiptAsStored(t *testing.T) {
 	require.Equal(t, 7*24*time.Hour, cfg.MaxAge)
 	require.EqualValues(t, 1<<30, cfg.MaxBytes)
 	require.Equal(t, jetstream.DiscardNew, cfg.Discard)
-	require.EqualValues(t, 6, s.CachedInfo().State.Msgs)
+	require.EqualValues(t, 8, s.CachedInfo().State.Msgs)
 	m, err := s.GetMsg(t.Context(), 1)
 	require.NoError(t, err)
 	require.Equal(t, "prod.receipt.main.berlin%2Epump%237.accepted", m.Subject)

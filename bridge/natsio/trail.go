@@ -62,6 +62,20 @@ func (t *Trail) Mailbox(ctx context.Context, device, stream string, since time.T
 	return absent(eachParked(ctx, t.conn, t.name, ParkedFilter{Device: device, Stream: stream, Since: since}, each))
 }
 
+// Deadline is when it is too late to send an entry: by its ttl, or by max_age, which its headers do not
+// tell. Zero: never. What is not there any more, or cannot be read, has the one of its headers.
+func (t *Trail) Deadline(ctx context.Context, p *Parked) (time.Time, error) {
+	m, err := t.conn.message(ctx, MailboxStream(t.name), p.Entry)
+	if m == nil || err != nil {
+		return p.Expires, absent(err)
+	}
+	parcel, err := decodeEntry(m.Header, m.Data)
+	if err != nil {
+		return p.Expires, nil
+	}
+	return parcel.Envelope.Deadline(), nil
+}
+
 func parseParked(m *storedMsg) Parked {
 	p := Parked{Entry: m.Seq, Size: m.Size}
 	if p.Err = checkFormat(m.Header); p.Err != nil {
@@ -147,6 +161,15 @@ func (t *Trail) State(ctx context.Context, stream string) (StreamState, error) {
 		Messages: i.State.Msgs, Bytes: i.State.Bytes, First: i.State.FirstSeq, Last: i.State.LastSeq, Subjects: i.State.NumSubjects,
 		KeepsSettled: i.Config.Retention == jetstream.LimitsPolicy,
 	}, nil
+}
+
+// Messages calls each for the messages of a stream from a sequence on, of some subjects or (if there are
+// none) of all, until it returns an error. It is for streams that keep what is settled.
+func (t *Trail) Messages(ctx context.Context, stream string, subjects []string, from uint64, each func(*mapping.Input) error) error {
+	return t.conn.scan(ctx, scanOptions{Stream: stream, Subjects: subjects, From: from}, func(m *storedMsg) (bool, error) {
+		in := &mapping.Input{Subject: m.Subject, Header: m.Header, Payload: m.Data, Stream: stream, Sequence: m.Seq, Time: m.Time, BadHeader: m.BadHeader}
+		return true, each(in)
+	})
 }
 
 // Streams lists the streams that the bridge reads, by its consumers. It asks about every stream of the account.

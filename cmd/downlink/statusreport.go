@@ -177,7 +177,7 @@ func (w *statusWatch) fromNATS(ctx context.Context, r *statusReport) {
 }
 
 func (w *statusWatch) durable(ctx context.Context, r *statusReport) error {
-	names, err := w.streams(ctx)
+	names, err := sourceStreams(ctx, w.trail, w.config)
 	if err != nil {
 		return err
 	}
@@ -218,19 +218,6 @@ func (w *statusWatch) durable(ctx context.Context, r *statusReport) error {
 		r.Dead.Total += n
 	}
 	return nil
-}
-
-// streams lists the configuration's streams, or without one those that the bridge has consumers of.
-func (w *statusWatch) streams(ctx context.Context) (names []string, err error) {
-	if w.config == nil {
-		return w.trail.Streams(ctx)
-	}
-	for _, route := range w.config.Bridge.Routes {
-		if route.Stream != "" && !slices.Contains(names, route.Stream) {
-			names = append(names, route.Stream)
-		}
-	}
-	return names, nil
 }
 
 func (r *statusReport) encode(out io.Writer) error { return json.NewEncoder(out).Encode(r) }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -120,6 +121,19 @@ func natsOptions(file string, n config.NATS) (natsio.Options, error) {
 		host = "127.0.0.1"
 	}
 	return natsio.Options{URLs: []string{"nats://" + net.JoinHostPort(host, port)}}, nil
+}
+
+// sourceStreams lists the configuration's streams, or without one those that the bridge has consumers of.
+func sourceStreams(ctx context.Context, trail *natsio.Trail, c *config.Config) (names []string, err error) {
+	if c == nil {
+		return trail.Streams(ctx)
+	}
+	for _, route := range c.Bridge.Routes {
+		if route.Stream != "" && !slices.Contains(names, route.Stream) {
+			names = append(names, route.Stream)
+		}
+	}
+	return names, nil
 }
 
 // missingStore words that a stream of a bridge is not there.

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"downlink/bridge"
+	"downlink/bridge/config"
 	"downlink/bridge/natsio"
 	"downlink/mapping"
 )
@@ -33,7 +34,8 @@ bridge need not run.
 
 ID is the message ID at the hub and the device; STREAM:SEQ is what the publisher's
 ack from JetStream says. Both may be narrowed with --device. --device alone tells
-the stories of all messages for that device.
+the stories of all messages for that device, and how many of each source stream
+have no fate yet; which of them are for the device takes the configuration (-c).
 
 What the hub accepted is only known afterwards if receipts were asked for: by the
 route (receipts: true), or with the outcome at the device (message: {ack: full}).`,
@@ -73,6 +75,8 @@ route (receipts: true), or with the outcome at the device (message: {ack: full})
 			if err != nil {
 				return err
 			}
+			x := &explainer{store: store, conn: st}
+			t.tables = func(ctx context.Context, r *explained) (mapping.Lookups, error) { return x.tables(ctx, st.config, r) }
 			t.device, t.since, t.sinceGiven = device, from, cmd.Flags().Changed("since")
 			if len(args) == 0 {
 				return t.traceDevice(cmd.Context(), s.out, limit, asJSON)
@@ -92,9 +96,11 @@ route (receipts: true), or with the outcome at the device (message: {ack: full})
 // tracer finds what is known of messages.
 type tracer struct {
 	name       string
+	config     *config.Config // nil without -c
 	conn       *natsio.Conn
 	trail      *natsio.Trail
 	letters    *natsio.Letters
+	tables     func(context.Context, *explained) (mapping.Lookups, error) // reads the lookups of config
 	device     string
 	since      time.Time
 	sinceGiven bool
@@ -109,7 +115,7 @@ func newTracer(st *stores) (*tracer, error) {
 	if err != nil {
 		return nil, asUsage(err)
 	}
-	return &tracer{name: st.name, conn: st.conn, trail: trail, letters: letters}, nil
+	return &tracer{name: st.name, config: st.config, conn: st.conn, trail: trail, letters: letters}, nil
 }
 
 // wanted is the message that was asked for.

@@ -91,6 +91,9 @@ func (t *tracer) complete(ctx context.Context, s *story) (err error) {
 			if target.place, target.of, err = t.queue(ctx, *target.parked); err != nil {
 				return err
 			}
+			if target.until, err = t.trail.Deadline(ctx, target.parked); err != nil {
+				return err
+			}
 		}
 		dead := slices.ContainsFunc(target.Events, func(e traceEvent) bool { return e.state == bridge.StatusDead })
 		lost = lost || dead && target.letter == nil
@@ -136,6 +139,22 @@ func (s *story) sentence(name string, since time.Time) string {
 }
 
 func (r *traced) print(out io.Writer) error {
+	if err := r.table(out); err != nil {
+		return err
+	}
+	note := ""
+	if r.Note != "" {
+		note = visible(r.Note) + "\n"
+	}
+	_, err := fmt.Fprintf(out, "%s%s\n", note, shownPayload([]byte(r.Now)))
+	return err
+}
+
+// table is nothing, not even a head, without a row.
+func (r *traced) table(out io.Writer) error {
+	if !r.Found {
+		return nil
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "TIME\tEVENT\tDEVICE\tROUTE\tDETAIL")
 	if s := r.Source; s != nil {
@@ -145,15 +164,8 @@ func (r *traced) print(out io.Writer) error {
 		}
 	}
 	r.events(w)
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	note := ""
-	if r.Note != "" {
-		note = visible(r.Note) + "\n"
-	}
-	_, err := fmt.Fprintf(out, "\n%s%s\n", note, shownPayload([]byte(r.Now)))
-	return err
+	fmt.Fprintln(w)
+	return w.Flush()
 }
 
 func (r *traced) events(w io.Writer) {
@@ -171,6 +183,8 @@ type tracedDevice struct {
 	Messages []tracedOne    `json:"messages"`
 	States   map[string]int `json:"states"` // how many messages are where
 	Cut      int            `json:"cut,omitempty"`
+	Open     []openStream   `json:"open"` // what has no fate yet, for whichever device
+	Notes    []string       `json:"notes,omitempty"`
 	Now      string         `json:"now"`
 }
 
@@ -186,8 +200,13 @@ type tracedOne struct {
 func (t *tracer) traceDevice(ctx context.Context, out io.Writer, limit int, asJSON bool) error {
 	stories := make(map[string]*story)
 	var order []string
-	r := tracedDevice{Device: t.device, Since: t.since, Messages: []tracedOne{}, States: map[string]int{}}
+	// How far the streams are read comes first: what is settled after that has left its trace by the time that is looked for.
+	r := tracedDevice{Device: t.device, Since: t.since, Messages: []tracedOne{}, States: map[string]int{}, Open: t.open(ctx)}
+	known := make(map[string]bool)
 	err := t.collect(ctx, func(id, stream string, seq uint64, _ time.Time) *story {
+		if slices.ContainsFunc(r.Open, func(o openStream) bool { return o.Stream == stream && !o.settled(seq) }) {
+			known[messagePlace(stream, seq)] = true
+		}
 		key := fmt.Sprintf("%s:%d:%s", stream, seq, id)
 		s := stories[key]
 		if s == nil {
@@ -210,6 +229,16 @@ func (t *tracer) traceDevice(ctx context.Context, out io.Writer, limit int, asJS
 		for _, target := range s.targets {
 			r.Messages = append(r.Messages, tracedOne{target.stream, target.seq, target.subject, target})
 		}
+	}
+	if t.config != nil {
+		waits, notes, err := t.waits(ctx, r.Open, known)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil { // what the lookups are made of may be out of reach here: the rest is worth telling
+			notes = append(notes, "not all messages that wait for the device can be listed: "+err.Error())
+		}
+		r.Messages, r.Notes = append(r.Messages, waits...), notes
 	}
 	begin := func(m tracedOne) time.Time { return m.Events[0].At }
 	slices.SortFunc(r.Messages, func(a, b tracedOne) int { return begin(a).Compare(begin(b)) })
@@ -251,7 +280,31 @@ func (r *tracedDevice) sentence() string {
 	return text
 }
 
+// opened says what of the source streams may be for the device as well, a line each.
+func (r *tracedDevice) opened() (lines string) {
+	for _, note := range r.Notes {
+		lines += visible(note) + "\n"
+	}
+	for _, o := range r.Open {
+		if text := o.sentence(r.Device, r.Since); text != "" {
+			lines += visible(text) + "\n"
+		}
+	}
+	return lines
+}
+
 func (r *tracedDevice) print(out io.Writer) error {
+	if err := r.table(out); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "%s\n%s", visible(r.Now), r.opened())
+	return err
+}
+
+func (r *tracedDevice) table(out io.Writer) error {
+	if len(r.Messages) == 0 {
+		return nil
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "FIRST SEEN\tMESSAGE\tROUTE\tSUBJECT\tSTORY")
 	for _, m := range r.Messages {
@@ -260,15 +313,15 @@ func (r *tracedDevice) print(out io.Writer) error {
 			steps[i] = e.What
 		}
 		steps[len(steps)-1] += " at " + at(m.Events[len(m.Events)-1].At)
+		if m.State == stateHeld || m.State == stateUnread {
+			steps = append(steps, map[string]string{stateHeld: "read, no fate yet", stateUnread: "not read yet"}[m.State])
+		}
 		place := m.ID
 		if m.Stream != "" {
 			place = messagePlace(m.Stream, m.Sequence)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", at(m.Events[0].At), dash(place), dash(m.Route), dash(m.Subject), dash(strings.Join(steps, ", ")))
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintf(out, "\n%s\n", visible(r.Now))
-	return err
+	fmt.Fprintln(w)
+	return w.Flush()
 }

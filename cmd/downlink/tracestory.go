@@ -38,7 +38,8 @@ type traceTarget struct {
 	seq             uint64
 	letter          *natsio.Letter
 	parked          *natsio.Parked
-	place, of       int // of parked
+	place, of       int       // of parked
+	until           time.Time // when it is too late to send parked; zero: never, or not known
 }
 
 // traceEvent is one thing that happened.
@@ -78,7 +79,7 @@ func (s *story) addLetter(l *natsio.Letter) {
 func (s *story) addParked(p natsio.Parked) {
 	t := s.target(p.Hub, p.Device, p.Route, p.ID)
 	t.from(p.Subject, p.Stream, p.Sequence)
-	t.parked = &p
+	t.parked, t.until = &p, p.Expires
 	t.add(traceEvent{p.At, "mailbox entry " + strconv.FormatUint(p.Entry, 10), "waits for its device" + attempts(p.Attempts), stateMailbox})
 }
 
@@ -191,6 +192,9 @@ func (t *traceTarget) now(last traceEvent, again *mapping.Input) string {
 		if t.of > 0 {
 			text = fmt.Sprintf("waits in the mailbox as entry %d (number %d of %d for the device) since %s", t.parked.Entry, t.place, t.of, when)
 		}
+		if !t.until.IsZero() && !time.Now().Before(t.until) {
+			return text + "; it has expired (at " + at(t.until) + "), and becomes a dead letter when it is its turn"
+		}
 		return text + "; it goes out by itself, once those before it are gone and its device has room at the hub (downlink status shows the hub)"
 	case bridge.StatusDead:
 		if t.letter != nil {
@@ -215,7 +219,7 @@ func (s *story) unseen(name string, since time.Time) string {
 	case s.again != nil:
 		return fmt.Sprintf("%s was brought back from the dead letters as %s:%d (downlink trace %s:%d)", place, s.again.Stream, s.again.Sequence, s.again.Stream, s.again.Sequence)
 	case w.stream == "":
-		return fmt.Sprintf("no trace of %q since %s: no receipt, no dead letter and nothing in the mailbox has this ID. Either %s; or it is older (--since), or it came to no bridge named %s on this NATS",
+		return fmt.Sprintf("no trace of %q since %s: no receipt, no dead letter and nothing in the mailbox has this ID. Either it waits and has no fate yet; or %s; or it is older (--since), or it came to no bridge named %s on this NATS",
 			w.text, at(since), ask, name)
 	case w.source == nil && w.seq > s.state.Last:
 		return fmt.Sprintf("no trace of %s: stream %s has never had it, its last message is %d", place, w.stream, s.state.Last)
@@ -233,7 +237,7 @@ func (s *story) unseen(name string, since time.Time) string {
 	case w.seq > p.Delivered:
 		return fmt.Sprintf("%s waits in its stream, not read yet: the bridge has read up to %d, at most %d messages are ahead of it (downlink status)", place, p.Delivered, w.seq-p.Delivered-1)
 	case w.seq > p.Settled:
-		return fmt.Sprintf("%s was read by the bridge, which holds %d messages without a fate: it waits for its device or is on its way to the hub, or was settled out of turn (downlink status; %s)", place, p.Held, ask)
+		return fmt.Sprintf("%s was read by the bridge, which holds %d messages without a fate: it waits for its device or is on its way to the hub (downlink status), or, if no receipt was asked for, was settled out of turn", place, p.Held)
 	default:
 		return fmt.Sprintf("%s was read and settled by the bridge: the hub accepted it, or its route dropped it, or no route took it; %s", place, ask)
 	}
