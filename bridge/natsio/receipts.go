@@ -264,7 +264,8 @@ func setTrace(h nats.Header, trace string) {
 // receiptHash is the same for each try to tell one outcome of one message at one device.
 type receiptHash [16]byte
 
-// hashOf: of a message that is not ours no number is known; the moment tells its outcomes apart.
+// hashOf: of a message that is not ours no number is known, and one from core NATS that never got as far as a device
+// has none; the moment tells their outcomes apart.
 func hashOf(r bridge.Receipt) receiptHash {
 	h := sha256.New()
 	write := func(parts ...string) {
@@ -276,7 +277,7 @@ func hashOf(r bridge.Receipt) receiptHash {
 	if r.Target != "" {
 		write(r.Target)
 	}
-	if r.Stream == "" && r.Route == "" {
+	if r.Stream == "" && (r.Route == "" || r.ID == "") {
 		write(stamp(r.At))
 	}
 	return receiptHash(h.Sum(nil)[:16])

@@ -65,6 +65,12 @@ func TestReceiptAsStored(t *testing.T) {
 	}
 
 	require.Equal(t, "receipt-935e2d83d4fb6f840ebc288157c2a56f", receiptID(receipt()), "a version before knows it by this one")
+	core := func(at time.Time) string { // from core NATS, and without a device
+		return receiptID(bridge.Receipt{Route: "r", Status: bridge.StatusDead, Reason: "absent", At: at})
+	}
+	now := time.Now()
+	require.NotEqual(t, core(now), core(now.Add(time.Millisecond)), "another message")
+	require.Equal(t, core(now), core(now), "another try")
 	s, err := n.JetStream(t).Stream(t.Context(), "PROD_RECEIPTS")
 	require.NoError(t, err)
 	cfg := s.CachedInfo().Config
