@@ -2,12 +2,10 @@ package config
 
 import (
 	"net"
-	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"downlink/mapping"
 )
@@ -207,81 +205,6 @@ func (p *problems) route(at string, r *Route) {
 	}
 }
 
-func (p *problems) needsStream(path string, r *Route, set bool) {
-	if set && r.Stream == "" && !p.has(parent(path)+".stream") {
-		p.addf(path, "has no meaning without a stream; remove it, or add stream: NAME")
-	}
-}
-
-func (p *problems) start(at, start string) {
-	if start == "new" || start == "all" {
-		return
-	}
-	if _, err := time.Parse(time.RFC3339, start); err != nil {
-		p.addf(at, "%s is neither new, all nor an RFC 3339 time such as 2026-01-31T12:00:00Z", show(start))
-	}
-}
-
-// starts checks that the routes of one stream agree: they share one durable.
-func (p *problems) starts(b *Bridge) {
-	first := make(map[string]int)
-	for i, r := range b.Routes {
-		f, ok := first[r.Stream]
-		switch {
-		case r.Stream == "" || r.Start == "" || p.has("bridge.routes["+itoa(i)+"].start"):
-		case !ok:
-			first[r.Stream] = i
-		case b.Routes[f].Start != r.Start:
-			p.addf("bridge.routes["+itoa(i)+"].start", "%s, but routes[%d] says %s for the same stream %s; they share one durable, say the same",
-				show(r.Start), f, show(b.Routes[f].Start), r.Stream)
-		}
-	}
-}
-
-// created checks that the streams that are to be made have no subject in common: JetStream refuses the second one.
-func (p *problems) created(b *Bridge, table *mapping.Table) {
-	var streams []int // the first route of each that makes it
-	subjects := make(map[string][]string)
-	var all []string
-	apart := 0
-	for i, r := range b.Routes {
-		if !r.Create || r.Stream == "" || subjects[r.Stream] != nil {
-			continue
-		}
-		list := table.Subjects(r.Stream)
-		streams, subjects[r.Stream], all = append(streams, i), list, append(all, list...)
-		apart += len(mapping.Cover(list, len(list)))
-	}
-	if len(mapping.Cover(all, len(all))) == apart {
-		return // as mostly; the rest takes each with each
-	}
-	for n, i := range streams {
-		for _, j := range streams[:n] {
-			first, second := b.Routes[j].Stream, b.Routes[i].Stream
-			if mine, other, ok := inCommon(subjects[second], subjects[first]); ok {
-				p.addf("bridge.routes["+itoa(i)+"].create", "stream %s would hold %s and stream %s, which routes[%d] makes, %s; a subject is in one stream: take both from one, or make the subjects differ",
-					second, show(mine), first, j, show(other))
-				break
-			}
-		}
-	}
-}
-
-// inCommon finds two subjects that overlap.
-func inCommon(a, b []string) (string, string, bool) {
-	for _, x := range a {
-		for _, y := range b {
-			if len(mapping.Cover([]string{x, y}, 2)) == 1 {
-				return x, y, true
-			}
-		}
-	}
-	return "", "", false
-}
-
-// minMailbox is room for a few of the largest messages.
-const minMailbox = 1 << 20
-
 func (p *problems) storage(s *Storage) {
 	const at = "bridge.storage."
 	if n, err := strconv.Atoi(s.Replicas); s.Replicas != "source" && (err != nil || n < 1 || n > 5) {
@@ -435,121 +358,4 @@ func (p *problems) address(path, address string, zero bool) {
 	if err != nil || numErr != nil || n < 0 || n > 65535 || strings.ContainsAny(address, " /") || n == 0 && !zero {
 		p.addf(path, "%s is not host:port", show(address))
 	}
-}
-
-// nats checks one connection's block.
-func (p *problems) nats(at string, n *NATS) {
-	if len(n.URL) == 0 && p.src.given(at+".url") && !p.has(at+".url") {
-		p.addf(at+".url", "empty; name a server, such as nats://127.0.0.1:4222, or remove the key")
-	}
-	where := given(
-		named{"url", len(n.URL) > 0}, named{"context", n.Context != ""}, named{"embedded", n.Embedded != nil})
-	if len(where) > 1 {
-		p.addf(at+"."+where[1], "set as well as %s; keep one of the two", where[0])
-	}
-	who := given(
-		named{"creds_file", n.CredsFile != ""}, named{"nkey_file", n.NKeyFile != ""},
-		named{"token_file", n.TokenFile != ""}, named{"user", n.User != ""})
-	if len(who) > 1 {
-		p.addf(at+"."+who[1], "set as well as %s; a connection has one kind of credentials", who[0])
-	}
-	if n.User != "" && n.PasswordFile == "" && !p.has(at+".password_file") {
-		p.addf(at+".user", "without password_file; add it")
-	}
-	if n.PasswordFile != "" && n.User == "" && !p.has(at+".user") {
-		p.addf(at+".password_file", "without user; add it")
-	}
-	if n.TLS.CertFile != "" && n.TLS.KeyFile == "" && !p.has(at+".tls.key_file") {
-		p.addf(at+".tls.cert_file", "without key_file; add it")
-	}
-	if n.TLS.KeyFile != "" && n.TLS.CertFile == "" && !p.has(at+".tls.cert_file") {
-		p.addf(at+".tls.key_file", "without cert_file; add it")
-	}
-	extra := append(who, given(named{"password_file", n.PasswordFile != "" && n.User == ""}, named{"tls", n.TLS != NATSTLS{}})...)
-	for _, key := range extra {
-		p.noneWith(at+"."+key, n.Context != "", "context, which has its own")
-		p.noneWith(at+"."+key, n.Embedded != nil, "embedded")
-	}
-	if strings.ContainsAny(n.Context, `/\`) {
-		p.addf(at+".context", "%s is not the name of a nats CLI context", show(n.Context))
-	}
-	for i, u := range n.URL {
-		p.natsURL(at+".url["+itoa(i)+"]", u)
-	}
-	if e := n.Embedded; e != nil {
-		p.embeddedNATS(at+".embedded", e)
-	}
-}
-
-type named struct {
-	name string
-	set  bool
-}
-
-func given(fields ...named) []string {
-	var names []string
-	for _, f := range fields {
-		if f.set {
-			names = append(names, f.name)
-		}
-	}
-	return names
-}
-
-func (p *problems) natsURL(at, text string) {
-	full := text
-	if !strings.Contains(full, "://") {
-		full = "nats://" + full
-	}
-	u, err := url.Parse(full)
-	switch {
-	case err != nil || u.Hostname() == "" || strings.ContainsAny(text, " ,"):
-		p.addf(at, "%s is not a server's URL, such as nats://127.0.0.1:4222", show(text))
-	case u.User != nil:
-		p.addf(at, "has a user or token in the URL, which ends up in logs; use user and password_file, or token_file")
-	case !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme):
-		p.addf(at, "scheme %s is not nats, tls, ws or wss", show(u.Scheme))
-	}
-}
-
-func (p *problems) embeddedNATS(at string, e *EmbeddedNATS) {
-	p.address(at+".listen", e.Listen, true)
-	names := make(map[string]int)
-	for i, s := range e.Streams {
-		at := at + ".streams[" + itoa(i) + "]"
-		if s.Name == "" {
-			p.addf(at+".name", "missing; name the stream")
-			continue
-		}
-		p.streamName(at+".name", s.Name)
-		if first, ok := names[s.Name]; ok {
-			p.addf(at+".name", "%s is streams[%d] already", show(s.Name), first)
-		} else {
-			names[s.Name] = i
-		}
-		if len(s.Subjects) == 0 {
-			p.addf(at+".subjects", "missing; say what the stream stores, such as subjects: [\"cmd.>\"]")
-		}
-		for j, subject := range s.Subjects {
-			if !legalSubject(subject) {
-				p.addf(at+".subjects["+itoa(j)+"]", "%s is not a NATS subject: tokens joined by dots, * for one, > for the rest at the end", show(subject))
-			}
-		}
-	}
-}
-
-func legalSubject(subject string) bool {
-	tokens := strings.Split(subject, ".")
-	for i, t := range tokens {
-		switch {
-		case t == "" || strings.ContainsAny(t, " \t\r\n"):
-			return false
-		case t == ">":
-			return i == len(tokens)-1
-		case t != "*" && strings.ContainsAny(t, "*>"):
-			// The server takes them as plain text; a filter that looks like one and is none is a mistake.
-			return false
-		}
-	}
-	return true
 }
