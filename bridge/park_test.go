@@ -288,10 +288,17 @@ func TestExpiresBehindWhatIsReplaced(t *testing.T) {
 		w.publish("cmd.d", "key")
 		time.Sleep(50 * time.Second)
 		require.EqualValues(t, 1, p.Status().Replaced)
-		require.Empty(t, w.letters)
+		letters := func() (list []string) {
+			w.set(func() {
+				for _, l := range w.letters {
+					list = append(list, string(l.Message.Payload))
+				}
+			})
+			return list
+		}
+		require.Empty(t, letters())
 		time.Sleep(20 * time.Second)
-		require.Len(t, w.letters, 1)
-		require.Equal(t, "short", string(w.letters[0].Message.Payload))
+		require.Equal(t, []string{"short"}, letters())
 		p.stop(t)
 	})
 }
