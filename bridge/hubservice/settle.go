@@ -13,8 +13,8 @@ import (
 // about in the order of the sends, and about many at once, so one goroutine that
 // waits for one after the other wakes once for all of them; a goroutine for each
 // would cost more than the message. But the hub may decide late about any of them
-// (AMQP 1.0 §2.6.12: the sender must not count on an order), and that must not keep
-// the others: after a moment another goroutine goes on with what is behind, and
+// (AMQP 1.0 §2.7.6: a disposition names the deliveries that it is about), and that must
+// not keep the others: after a moment another goroutine goes on with what is behind, and
 // the first one ends with the decision that it waits for.
 type settler struct {
 	sent chan flight // closed by the writer at its end
@@ -45,6 +45,7 @@ type flight struct {
 // overdue is how long the one in charge waits for one decision before another goes on with the next, or up to twice that.
 const overdue = time.Millisecond
 
+// asideMost bounds how many are waited for aside at a time, each by a goroutine of its own.
 const asideMost = 64
 
 // settle starts to pass decisions on. end must be called once the writer has ended.
