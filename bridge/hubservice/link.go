@@ -241,7 +241,7 @@ func (l *link) writeOne(r *request, sent chan<- flight) bool {
 		l.waiting.Add(-1)
 		return true
 	}
-	if r.tooLate(time.Now()) {
+	if r.tooLate() {
 		r.answer(result{refused: expired()})
 		return true
 	}

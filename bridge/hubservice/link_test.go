@@ -117,7 +117,7 @@ func TestSendOutcomes(t *testing.T) {
 
 	state.Store(accepted)
 	require.NoError(t, c.Send(ctx, command()))
-	want, err := encode(command())
+	want, err := appendMessage(nil, command())
 	require.NoError(t, err)
 	require.Equal(t, want, got.Load(), "the bytes on the wire are the encoded ones")
 
@@ -154,7 +154,7 @@ func TestSendLargeAndUnsettled(t *testing.T) {
 	e := command()
 	e.Body = bytes.Repeat([]byte("0123456789abcdef"), 64<<10/16+100)
 	require.NoError(t, c.Send(ctxTimeout(t, 10*time.Second), e))
-	want, err := encode(e)
+	want, err := appendMessage(nil, e)
 	require.NoError(t, err)
 	require.Equal(t, want, got.Load())
 }

@@ -18,12 +18,10 @@ import (
 // value, not an annotation (IoT Hub developer guide, "Message feedback").
 const propertyAck = "iothub-ack"
 
-// encode makes the wire form of e: properties, application properties in their
-// order, one data section. The same envelope always gives the same bytes, so
-// that the device side recognises what was sent twice.
-func encode(e *mapping.Envelope) ([]byte, error) { return appendMessage(nil, e) }
-
-// appendMessage is encode into the spare room of b; with an error b comes back as it was.
+// appendMessage makes the wire form of e, in the spare room of b: properties,
+// application properties in their order, one data section. The same envelope
+// always gives the same bytes, so that the device side recognises what was sent
+// twice. With an error b comes back as it was.
 func appendMessage(b []byte, e *mapping.Envelope) ([]byte, error) {
 	if err := checkText(e); err != nil {
 		return b, err

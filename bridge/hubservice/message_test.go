@@ -38,7 +38,7 @@ func TestWireForm(t *testing.T) {
 
 	e := envelope()
 	for range 20 { // a Go map would change its order
-		b, err := encode(e)
+		b, err := appendMessage(nil, e)
 		require.NoError(t, err)
 		require.Equal(t, want, hex.EncodeToString(b))
 
@@ -65,7 +65,7 @@ func envelope() *mapping.Envelope {
 
 // Only "to" and an empty data section: what is empty is not sent.
 func TestWireFormBare(t *testing.T) {
-	b, err := encode(&mapping.Envelope{Device: "d1"})
+	b, err := appendMessage(nil, &mapping.Envelope{Device: "d1"})
 	require.NoError(t, err)
 	require.Equal(t, "005373"+"d0"+"00000028"+"00000003"+"4040"+
 		"a120"+hex.EncodeToString([]byte("/devices/d1/messages/devicebound"))+
@@ -108,7 +108,7 @@ func TestWireFormAsGoAMQP(t *testing.T) {
 		}
 		want, err := m.MarshalBinary()
 		require.NoError(t, err)
-		got, err := encode(e)
+		got, err := appendMessage(nil, e)
 		require.NoError(t, err)
 		require.True(t, bytes.Equal(want, got), "%d %d %d %d %d %d", len(e.MessageID), len(e.UserID), len(e.CorrelationID), len(e.ContentType), len(e.ContentEncoding), len(e.Body))
 	}
@@ -122,7 +122,7 @@ func TestWireFormLarge(t *testing.T) {
 		e.Properties = append(e.Properties, mapping.Property{Name: "p" + strings.Repeat("x", i), Value: strings.Repeat("ä", i)})
 	}
 	e.Body = []byte(strings.Repeat("b", 60<<10))
-	b, err := encode(e)
+	b, err := appendMessage(nil, e)
 	require.NoError(t, err)
 	var m amqp.Message
 	require.NoError(t, m.UnmarshalBinary(b))
@@ -142,7 +142,7 @@ func TestEncodeRefusesWhatAMQPCannotCarry(t *testing.T) {
 	} {
 		e := envelope()
 		change(e)
-		_, err := encode(e)
+		_, err := appendMessage(nil, e)
 		require.EqualError(t, err, want)
 		var be *bridge.Error
 		require.ErrorAs(t, err, &be)
@@ -154,7 +154,7 @@ func BenchmarkEncode(b *testing.B) {
 	e := envelope()
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := encode(e); err != nil {
+		if _, err := appendMessage(nil, e); err != nil {
 			b.Fatal(err)
 		}
 	}

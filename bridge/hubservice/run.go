@@ -69,7 +69,6 @@ func (c *Client) weed(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		now := time.Now()
 		for range len(c.requests) {
 			var r *request
 			select {
@@ -80,7 +79,7 @@ func (c *Client) weed(ctx context.Context) {
 			switch {
 			case r.state.Load() == gone:
 				continue
-			case r.tooLate(now):
+			case r.tooLate():
 				if r.state.CompareAndSwap(queued, answered) {
 					r.result <- result{refused: expired()}
 				}

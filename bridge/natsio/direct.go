@@ -88,32 +88,45 @@ func nextAnswer(ctx, session context.Context, answers <-chan *nats.Msg) (*nats.M
 // none. A direct get may be answered by a replica that is behind, so that what was
 // written a moment ago seems not to be there.
 func (c *Conn) leaderGet(ctx context.Context, stream, subject string) (*nats.Msg, error) {
-	body, err := json.Marshal(directRequest{Seq: 1, Next: subject})
+	m, err := c.askLeader(ctx, stream, directRequest{Seq: 1, Next: subject})
+	if m == nil || err != nil {
+		return nil, err
+	}
+	found := &nats.Msg{Data: m.Data, Header: nats.Header{}}
+	if len(m.Header) > 0 {
+		if found.Header, err = nats.DecodeHeadersMsg(m.Header); err != nil {
+			return nil, fmt.Errorf("get a message: %w", err)
+		}
+	}
+	found.Header.Set(jetstream.SubjectHeader, m.Subject)
+	return found, nil
+}
+
+// leaderMessage is a message as the leader gives it.
+type leaderMessage struct {
+	Subject  string    `json:"subject"`
+	Sequence uint64    `json:"seq"`
+	Header   []byte    `json:"hdrs"` // as it is stored, not read yet
+	Data     []byte    `json:"data"`
+	Time     time.Time `json:"time"`
+}
+
+// askLeader asks the stream's leader for one message; nil if it is not there.
+func (c *Conn) askLeader(ctx context.Context, stream string, r directRequest) (*leaderMessage, error) {
+	body, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
 	var answer struct {
-		Message struct {
-			Subject  string `json:"subject"`
-			Sequence uint64 `json:"seq"`
-			Header   []byte `json:"hdrs"`
-			Data     []byte `json:"data"`
-		} `json:"message"`
+		Message leaderMessage `json:"message"`
 	}
 	err = c.apiRequest(ctx, "STREAM.MSG.GET."+stream, body, &answer)
 	var api *jetstream.APIError
-	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeMessageNotFound {
+	switch {
+	case errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeMessageNotFound:
 		return nil, nil
-	}
-	if err != nil {
+	case err != nil:
 		return nil, err
 	}
-	found := &nats.Msg{Data: answer.Message.Data, Header: nats.Header{}}
-	if len(answer.Message.Header) > 0 {
-		if found.Header, err = nats.DecodeHeadersMsg(answer.Message.Header); err != nil {
-			return nil, fmt.Errorf("get a message: %w", err)
-		}
-	}
-	found.Header.Set(jetstream.SubjectHeader, answer.Message.Subject)
-	return found, nil
+	return &answer.Message, nil
 }

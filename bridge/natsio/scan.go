@@ -2,7 +2,6 @@ package natsio
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -185,24 +184,15 @@ func unreadable(err error) bool {
 	return errors.Is(err, nats.ErrBadHeaderMsg) || strings.Contains(err.Error(), "should have headers")
 }
 
-// withoutHeaders reads a message whose headers cannot be read.
+// withoutHeaders reads a message whose headers cannot be read; nil if it is gone by now.
 func (c *Conn) withoutHeaders(ctx context.Context, stream string, r directRequest) (*storedMsg, error) {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return nil, err
-	}
-	var answer struct {
-		Message struct {
-			Subject  string    `json:"subject"`
-			Sequence uint64    `json:"seq"`
-			Data     []byte    `json:"data"`
-			Time     time.Time `json:"time"`
-		} `json:"message"`
-	}
-	if err := c.apiRequest(ctx, "STREAM.MSG.GET."+stream, body, &answer); err != nil {
+	m, err := c.askLeader(ctx, stream, r)
+	switch {
+	case err != nil:
 		return nil, c.trouble(stream, ".", err)
+	case m == nil:
+		return nil, nil
 	}
-	m := &answer.Message
 	return &storedMsg{Subject: m.Subject, Data: m.Data, Size: len(m.Data), Seq: m.Sequence, Time: m.Time, BadHeader: true}, nil
 }
 
