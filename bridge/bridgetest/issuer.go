@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 )
 
@@ -45,7 +46,8 @@ func RunIssuer(t testing.TB) *Issuer {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	require.NoError(t, err)
 	i := &Issuer{
-		Tenant: "11111111-2222-3333-4444-555555555555", Client: "66666666-7777-8888-9999-000000000000", Secret: "s3cret of the client~",
+		// azidentity keeps the tokens of a client as long as the process lives, also for the next test.
+		Tenant: "11111111-2222-3333-4444-555555555555", Client: uuid.NewString(), Secret: "s3cret of the client~",
 		public: jose.JSONWebKey{Key: &key.PublicKey, KeyID: "k1", Algorithm: string(jose.RS256), Use: "sig"},
 		t:      t, lifetime: time.Hour,
 	}

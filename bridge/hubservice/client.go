@@ -94,6 +94,7 @@ type Client struct {
 	window   chan struct{} // one token a send in progress
 	renew    chan struct{} // asks the token keeper for a new token; one is enough
 	inFlight atomic.Int64
+	grants   atomic.Int64 // tokens that the hub took, on all links
 	links    links
 	feedback feedback
 }
@@ -228,7 +229,7 @@ func (r *request) release() {
 // result is how one try ended: exactly one of refused, lost, unwritten, and the hub's state.
 type result struct {
 	link      *link
-	grants    int64 // tokens that the hub had taken on this link before it left
+	grant     int64 // the number of the token under which it left
 	state     amqp.DeliveryState
 	refused   *bridge.Error // an outcome without the hub
 	lost      error         // the link broke when all or part of the message may have left
@@ -342,7 +343,7 @@ func (c *Client) decided(err error, w result) error {
 		c.health.accepted()
 		return nil
 	}
-	if e, ok := errors.AsType[*bridge.Error](err); ok && e.Class == bridge.Unauthorized && w.link.current(w.grants) && c.health.refused(err) {
+	if e, ok := errors.AsType[*bridge.Error](err); ok && e.Class == bridge.Unauthorized && w.link.current(w.grant) && c.health.refused(err, w.grant) {
 		w.link.disown(c.credentials)
 		select {
 		case c.renew <- struct{}{}:

@@ -129,6 +129,7 @@ func TestEntraRefusesTheClient(t *testing.T) {
 	require.NotContains(t, text, "\n")
 	require.NotContains(t, log.String(), "not the secret")
 	require.Zero(t, issuer.Granted())
+	require.Eventually(t, func() bool { return strings.Contains(log.String(), "level=ERROR") }, 20*time.Second, time.Millisecond)
 	require.Equal(t, 1, strings.Count(log.String(), "level=ERROR"))
 
 	require.NoError(t, os.WriteFile(file, []byte(issuer.Secret), 0o600))

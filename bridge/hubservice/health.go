@@ -22,6 +22,7 @@ type health struct {
 	message      error      // why the hub refused our credential to a message
 	feedback     error      // why its feedback is not read although it should be
 	asked        int        // new tokens for that, in this streak
+	askedFor     int64      // the grant that the last of them was to replace
 	askedAt      time.Time
 	logged       kind // the worst that was logged of this streak without a link
 	since        time.Time
@@ -139,20 +140,20 @@ func (h *health) notRenewed(err error, expires time.Time) {
 	}
 }
 
-// refused: the hub refused our credential to a message. It reports whether a new
-// token is worth asking for: once for each way that there is, and after that
-// once a minute.
-func (h *health) refused(err error) bool {
+// refused: the hub refused our credential to a message that left under grant. It
+// reports whether a new token is worth asking for: once for each way that there is
+// however many messages were in flight, and after that once a minute.
+func (h *health) refused(err error, grant int64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.message == nil {
-		h.message, h.asked = h.unauthorized(err), 0
+		h.message, h.asked, h.askedFor = h.unauthorized(err), 0, 0
 		h.log.Error("the hub refuses our credential to a message; it waits and we try again", "err", h.message)
 	}
-	if h.asked >= h.credentials.count() && time.Since(h.askedAt) < askAgain {
+	if (h.asked >= h.credentials.count() || h.askedFor == grant) && time.Since(h.askedAt) < askAgain {
 		return false
 	}
-	h.asked, h.askedAt = h.asked+1, time.Now()
+	h.asked, h.askedFor, h.askedAt = h.asked+1, grant, time.Now()
 	return true
 }
 

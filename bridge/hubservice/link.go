@@ -34,7 +34,7 @@ type link struct {
 	cbs    *cbs
 	sender *amqp.Sender
 	grant  grant        // the token in use; the token keeper's once the link is up
-	grants atomic.Int64 // tokens that the hub took
+	number atomic.Int64 // of that grant, among all of the client
 
 	broken chan struct{} // closed by fail
 	over   chan struct{} // closed once nobody can find the link any more
@@ -143,7 +143,7 @@ func (c *Client) authorize(ctx context.Context, l *link, w *way, t token) error 
 	l.mu.Lock()
 	l.grant = grant{token: t, way: w, taken: taken, wall: wall}
 	l.mu.Unlock()
-	l.grants.Add(1)
+	l.number.Store(c.grants.Add(1))
 	return nil
 }
 
@@ -154,9 +154,9 @@ func (c *Client) accepted(l *link) {
 	}
 }
 
-// current reports whether a message that left after grants tokens left under the
-// one in use.
-func (l *link) current(grants int64) bool { return l.grants.Load() == grants }
+// current reports whether a message that left under a grant left under the one in
+// use.
+func (l *link) current(grant int64) bool { return l.number.Load() == grant }
 
 // disown has the way of the token in use come after the others.
 func (l *link) disown(c *credentials) {
@@ -245,11 +245,11 @@ func (l *link) writeOne(r *request, sent chan<- flight) bool {
 		r.answer(result{refused: expired()})
 		return true
 	}
-	before, grants := l.wire.transfers.Load(), l.grants.Load()
+	before, grant := l.wire.transfers.Load(), l.number.Load()
 	// Blocks until there is credit and the message has left, or the link is gone.
 	receipt, err := l.sender.SendWithReceipt(context.Background(), r.message, nil)
 	if err == nil {
-		sent <- flight{request: r, grants: grants, receipt: receipt}
+		sent <- flight{request: r, grant: grant, receipt: receipt}
 		return true
 	}
 	if refused, ok := local(err); ok {

@@ -139,13 +139,13 @@ func (c *peerConn) serve() {
 		if _, err := io.ReadFull(c.Conn, body); err != nil {
 			return
 		}
-		if len(body) > 0 && !c.frame(body) {
+		if len(body) > 0 && !c.onFrame(body) {
 			return
 		}
 	}
 }
 
-func (c *peerConn) frame(body []byte) bool {
+func (c *peerConn) onFrame(body []byte) bool {
 	v, payload := decode(body)
 	d := v.(described)
 	f := func(i int) any {
@@ -231,22 +231,21 @@ func (c *peerConn) onAttach(f func(int) any) {
 		}
 		c.data = handle
 	}
-	c.send(0x12, nil, str(name), uint4(handle), []byte{0x41}, null, null, source, target)
+	// In one write: a test may end the session as soon as the client is attached,
+	// and nothing follows an end.
 	s := c.get()
-	if address == "$cbs" {
-		c.credit(handle)
-	} else {
-		if !s.noCredit {
-			c.credit(handle)
-		}
-		if s.attached != nil {
-			s.attached(c)
-		}
+	frames := frame(0x12, nil, str(name), uint4(handle), []byte{0x41}, null, null, source, target)
+	if address == "$cbs" || !s.noCredit {
+		frames = append(frames, c.credit(handle)...)
+	}
+	c.write(frames)
+	if address != "$cbs" && s.attached != nil {
+		s.attached(c)
 	}
 }
 
-func (c *peerConn) credit(handle uint32) {
-	c.send(0x13, nil, uint4(c.incoming), uint4(1<<30), uint4(c.outgoing), uint4(1<<30), uint4(handle), uint4(0), uint4(1<<30))
+func (c *peerConn) credit(handle uint32) []byte {
+	return frame(0x13, nil, uint4(c.incoming), uint4(1<<30), uint4(c.outgoing), uint4(1<<30), uint4(handle), uint4(0), uint4(1<<30))
 }
 
 func (c *peerConn) onPutToken(id uint32, b []byte) {
@@ -303,12 +302,19 @@ func (c *peerConn) end(condition string) {
 func (c *peerConn) close(condition string) { c.send(0x18, nil, amqpError(condition, "scripted")) }
 
 func (c *peerConn) send(code byte, payload []byte, fields ...[]byte) {
-	body := append(describe(code, list(fields...)), payload...)
-	b := binary.BigEndian.AppendUint32(nil, uint32(len(body)+8))
-	b = append(append(b, 2, 0, 0, 0), body...)
+	c.write(frame(code, payload, fields...))
+}
+
+func (c *peerConn) write(frames []byte) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	_, _ = c.Conn.Write(b)
+	_, _ = c.Conn.Write(frames)
+}
+
+func frame(code byte, payload []byte, fields ...[]byte) []byte {
+	body := append(describe(code, list(fields...)), payload...)
+	b := binary.BigEndian.AppendUint32(nil, uint32(len(body)+8))
+	return append(append(b, 2, 0, 0, 0), body...)
 }
 
 // Encoding: AMQP 1.0 part 1, section 1.6.

@@ -38,7 +38,7 @@ type settler struct {
 // flight is a message that has left.
 type flight struct {
 	request *request
-	grants  int64 // tokens that the hub had taken on this link before it left
+	grant   int64 // the number of the token under which it left
 	receipt amqp.SendReceipt
 }
 
@@ -110,7 +110,7 @@ func (s *settler) takeOver(l *link, n uint64) {
 // settle waits for the decision and passes it on.
 func (f *flight) settle(l *link) {
 	state, err := l.wait(&f.receipt)
-	f.request.answer(result{link: l, grants: f.grants, state: state, lost: err})
+	f.request.answer(result{link: l, grant: f.grant, state: state, lost: err})
 }
 
 // arm has somebody look whether a decision is overdue.

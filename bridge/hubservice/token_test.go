@@ -36,7 +36,7 @@ func TestUnauthorized(t *testing.T) {
 			require.NoError(t, <-result)
 			requireReady(t, c)
 			if name == "put-token" || name == "attach" {
-				require.Equal(t, 1, strings.Count(log.String(), "level=ERROR"), "once per streak")
+				requireLoggedTimes(t, log, 1, "level=ERROR")
 				require.GreaterOrEqual(t, len(p.tokensSeen()), 4, "each connection renewed the token once")
 			}
 		})
@@ -67,7 +67,7 @@ func TestUnauthorizedMessage(t *testing.T) {
 	require.NoError(t, c.Ready())
 	require.Len(t, p.tokensSeen(), 2)
 	require.Equal(t, 1, p.opened())
-	require.Equal(t, 1, strings.Count(log.String(), "level=ERROR"))
+	requireLoggedTimes(t, log, 1, "level=ERROR")
 }
 
 func TestTokenRenewedOnTheSameConnection(t *testing.T) {
@@ -102,8 +102,8 @@ func TestTokenRenewalIsRetried(t *testing.T) {
 	p.set(func(s *script) { s.putToken = nil })
 	requireReady(t, c)
 	require.Equal(t, 1, p.opened())
-	require.Contains(t, log.String(), "token renewed")
-	require.Equal(t, 1, strings.Count(log.String(), "level=WARN"))
+	requireLogged(t, log, "token renewed")
+	requireLoggedTimes(t, log, 1, "level=WARN")
 }
 
 // The token runs out before a renewal succeeds: a new connection, and what was in flight goes with it.
