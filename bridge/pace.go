@@ -109,7 +109,8 @@ var cuts = [...]float64{0.9, 0.8, 0.65, 0.5}
 // hub throttled, slowly past it, then in growing steps up to the configured rate.
 // Without one the rate is learned: the first throttle answer sets it to what was
 // achieved until then. Throttled with no other answer between, the hub is left alone
-// for 1 s, doubling to 1 min.
+// for 1 s, doubling to 1 min, and tried ever more slowly; but a hub that takes
+// nothing says nothing about how much it takes, so its next answer undoes those lowerings.
 type budget struct {
 	source  string
 	ceiling float64 // the configured rate; 0: none, it is learned
@@ -120,7 +121,8 @@ type budget struct {
 	cutAt   time.Time // when the rate was lowered last
 	refused float64   // the rate then
 	cut     int       // lowerings since the last raise
-	silent  int       // and since the last other answer
+	silent  int       // throttle answers since the last other answer
+	resume  float64   // the rate after the first of those
 	until   time.Time // nothing is sent before
 	raise   float64   // the last step beyond refused, as a part of the rate
 	changed time.Time // when the rate was changed last; and since then:
@@ -255,6 +257,9 @@ func (b *budget) answered(now time.Time) {
 		b.last, b.span, b.count = b.achieved(now), now, 0
 	}
 	b.count++
+	if b.silent > 1 {
+		b.set(now, b.resume)
+	}
 	b.silent = 0
 	if b.rate == b.ceiling || b.rate == 0 {
 		return
@@ -291,14 +296,21 @@ func (b *budget) throttled(sent, now time.Time) {
 	if b.ceiling > 0 {
 		lowest = min(lowest, b.ceiling/4)
 	}
-	r := max(lowest, b.rate*cuts[min(b.cut, len(cuts)-1)])
-	b.cutAt, b.refused, b.raise = now, b.rate, 0
-	if first {
-		b.refused, b.raise = 0, firstRaise // or little may have been asked for: no mark to be careful about
+	step := len(cuts) - 1
+	if b.silent == 0 {
+		step = min(b.cut, step)
 	}
-	b.cut++
-	if b.silent > 0 {
+	r := max(lowest, b.rate*cuts[step])
+	b.cutAt = now
+	if b.silent == 0 {
+		b.cut++
+		b.refused, b.raise, b.resume = b.rate, 0, r
+	} else {
 		b.until = now.Add(min(longestHold, time.Second<<min(b.silent-1, 6)))
+	}
+	if first || b.silent > 1 {
+		// Little may have been asked for, or the hub took nothing even after a pause: no mark to be careful about.
+		b.refused, b.raise = 0, firstRaise
 	}
 	b.silent++
 	b.sends = rate.NewLimiter(1, burst(r))
@@ -391,8 +403,11 @@ func (b *budget) status(now time.Time) PaceStatus {
 // sent lately.
 func (b *budget) timeToDrain(n uint64, now time.Time) time.Duration {
 	r := b.rate
-	if r == 0 {
+	switch {
+	case r == 0:
 		r = max(b.achieved(now), b.last)
+	case b.silent > 1:
+		r = b.resume
 	}
 	if r == 0 || n == 0 {
 		return 0

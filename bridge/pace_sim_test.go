@@ -19,6 +19,7 @@ type shapedHub struct {
 	rate           float64
 	burst, backlog time.Duration
 	free           time.Time // when all it took is paid for
+	deaf           bool      // refuses everything
 }
 
 func (h *shapedHub) send(now time.Time) (wait time.Duration, ok bool) {
@@ -28,7 +29,7 @@ func (h *shapedHub) send(now time.Time) (wait time.Duration, ok bool) {
 	}
 	next := h.free.Add(each)
 	wait = max(0, next.Sub(now))
-	if wait > h.backlog {
+	if h.deaf || wait > h.backlog {
 		return 0, false
 	}
 	h.free = next
@@ -186,6 +187,26 @@ func TestPaceForgetsALoneThrottle(t *testing.T) {
 	s.b.throttled(s.now, s.now.Add(time.Second))
 	require.Less(t, s.b.rate, 2.)
 	s.run(2 * time.Minute)
+	s.run(time.Minute)
+	require.GreaterOrEqual(t, s.goodput(time.Minute), 900.)
+}
+
+// A hub that refuses everything for a while, twice, when little was sent before, has
+// its whole rate back in less than half a minute.
+func TestPaceAfterAHubThatTookNothing(t *testing.T) {
+	s := newPaceSim(PaceOptions{}, &shapedHub{rate: 1000, burst: time.Second, backlog: 10 * time.Second})
+	for range 50 {
+		s.b.accepted(s.now, 1)
+	}
+	s.now = s.now.Add(time.Second)
+	for range 2 {
+		s.hub.deaf = true
+		s.run(2 * time.Second)
+		require.Zero(t, s.accepted)
+		s.hub.deaf = false
+		s.run(time.Second)
+	}
+	s.run(25 * time.Second)
 	s.run(time.Minute)
 	require.GreaterOrEqual(t, s.goodput(time.Minute), 900.)
 }

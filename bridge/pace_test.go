@@ -184,6 +184,7 @@ func TestPaceHold(t *testing.T) {
 	require.False(t, ok)
 	require.Equal(t, time.Minute, wait)
 	b.answered(now.Add(61 * s))
+	require.Equal(t, 90., b.rate, "nothing but the first said anything about the rate")
 	b.throttled(now.Add(70*s), now.Add(70*s))
 	require.True(t, b.status(now.Add(70*s)).Until.IsZero(), "an answer ends the streak")
 
@@ -253,7 +254,7 @@ func TestPaceTimeToDrain(t *testing.T) {
 	b = newBudget(PaceOptions{Rate: 10})
 	b.throttled(noon, noon)
 	b.throttled(noon.Add(time.Second), noon.Add(time.Second))
-	require.InDelta(t, 1+72/7.2, b.timeToDrain(72, noon.Add(time.Second)).Seconds(), 0.01, "with the hold, at the lowered rate")
+	require.InDelta(t, 1+72/9., b.timeToDrain(72, noon.Add(time.Second)).Seconds(), 0.01, "with the hold, at the rate after it")
 }
 
 func TestPaceStatusJSON(t *testing.T) {
