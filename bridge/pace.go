@@ -69,7 +69,8 @@ const (
 	achievedOver = 10 * time.Second
 
 	raiseEvery   = time.Second // between two raises at least,
-	raiseAnswers = 12          // and so many answers that were no throttle
+	raiseAnswers = 12          // and so many answers that were no throttle,
+	raiseQuickly = 4           // or so many while no mark is near
 	smallRaise   = 0.01
 	firstRaise   = 0.1
 	largeRaise   = 0.5
@@ -122,7 +123,7 @@ type budget struct {
 	refused float64   // the rate then
 	cut     int       // lowerings since the last raise
 	silent  int       // throttle answers since the last other answer
-	resume  float64   // the rate after the first of those
+	resume  float64   // the rate after the first of those; 0: still not known
 	until   time.Time // nothing is sent before
 	raise   float64   // the last step beyond refused, as a part of the rate
 	changed time.Time // when the rate was changed last; and since then:
@@ -142,7 +143,7 @@ type budget struct {
 
 // newBudget makes the budget of a hub; o has passed check.
 func newBudget(o PaceOptions) budget {
-	b := budget{source: "unlimited", block: 4096, limit: o.DailyMessages}
+	b := budget{block: 4096, limit: o.DailyMessages}
 	share := o.Share
 	if share == 0 {
 		share = 1
@@ -162,12 +163,19 @@ func newBudget(o PaceOptions) budget {
 	if b.limit > 0 {
 		b.limit = max(1, int64(float64(b.limit)*share))
 	}
-	b.probes = rate.NewLimiter(unknownProbe, 1)
 	if b.ceiling > 0 {
-		b.sends = rate.NewLimiter(1, 1)
+		b.sends, b.probes = rate.NewLimiter(1, 1), rate.NewLimiter(1, 1)
 		b.set(time.Time{}, b.ceiling)
+	} else {
+		b.unlimit()
 	}
 	return b
+}
+
+// unlimit is for a hub of whose rate nothing is known.
+func (b *budget) unlimit() {
+	b.rate, b.source, b.cut = 0, "unlimited", 0
+	b.probes = rate.NewLimiter(unknownProbe, 1)
 }
 
 // set changes the rate and what depends on it. The caller holds what must hold
@@ -257,7 +265,10 @@ func (b *budget) answered(now time.Time) {
 		b.last, b.span, b.count = b.achieved(now), now, 0
 	}
 	b.count++
-	if b.silent > 1 {
+	switch {
+	case b.silent > 0 && b.resume == 0:
+		b.unlimit()
+	case b.silent > 1:
 		b.set(now, b.resume)
 	}
 	b.silent = 0
@@ -265,7 +276,11 @@ func (b *budget) answered(now time.Time) {
 		return
 	}
 	b.answers++
-	if b.answers < raiseAnswers || now.Sub(b.changed) < raiseEvery || !b.short {
+	needed := raiseAnswers
+	if b.refused == 0 {
+		needed = raiseQuickly
+	}
+	if b.answers < needed || now.Sub(b.changed) < raiseEvery || !b.short {
 		return
 	}
 	r := b.rate + (b.refused-b.rate)/4
@@ -286,36 +301,50 @@ func (b *budget) throttled(sent, now time.Time) {
 	if !b.cutAt.IsZero() && !sent.After(b.cutAt) {
 		return // on its way when the rate was lowered: that says nothing about the new one
 	}
-	first := b.rate == 0
-	if first {
-		b.source = "learned"
-		b.rate = max(smallestHub, b.achieved(now), b.last)
-		b.cut = len(cuts) - 1 // it may be a burst that was achieved
-	}
-	lowest := lowestRate
-	if b.ceiling > 0 {
-		lowest = min(lowest, b.ceiling/4)
-	}
-	step := len(cuts) - 1
+	r := b.rate / 2
 	if b.silent == 0 {
-		step = min(b.cut, step)
-	}
-	r := max(lowest, b.rate*cuts[step])
-	b.cutAt = now
-	if b.silent == 0 {
-		b.cut++
-		b.refused, b.raise, b.resume = b.rate, 0, r
+		r = b.lowered(now)
 	} else {
 		b.until = now.Add(min(longestHold, time.Second<<min(b.silent-1, 6)))
 	}
-	if first || b.silent > 1 {
-		// Little may have been asked for, or the hub took nothing even after a pause: no mark to be careful about.
+	if b.silent > 1 { // it took nothing even after a pause: no mark to be careful about
 		b.refused, b.raise = 0, firstRaise
 	}
+	r = max(r, b.lowest())
 	b.silent++
+	b.cutAt = now
 	b.sends = rate.NewLimiter(1, burst(r))
 	b.sends.AllowN(now, burst(r)) // what was saved up goes with the old rate
 	b.set(now, r)
+}
+
+// lowered is the rate after a throttle answer that follows another answer, and
+// notes what to know of it.
+func (b *budget) lowered(now time.Time) float64 {
+	if b.rate > 0 {
+		r := max(b.lowest(), b.rate*cuts[min(b.cut, len(cuts)-1)])
+		b.cut++
+		b.refused, b.raise, b.resume = b.rate, 0, r
+		return r
+	}
+	achieved := max(b.achieved(now), b.last)
+	b.source = "learned"
+	b.cut = len(cuts)
+	b.refused, b.raise = 0, firstRaise  // little may have been asked for: no mark to be careful about
+	r := max(smallestHub, achieved) / 2 // or it may be a burst that was achieved
+	b.resume = r
+	if achieved == 0 {
+		b.resume = 0
+	}
+	return r
+}
+
+// lowest is the rate that throttle answers leave.
+func (b *budget) lowest() float64 {
+	if b.ceiling > 0 {
+		return min(lowestRate, b.ceiling/4)
+	}
+	return lowestRate
 }
 
 // achieved is the rate of answers in the present span; 0 when there is none.
@@ -403,11 +432,11 @@ func (b *budget) status(now time.Time) PaceStatus {
 // sent lately.
 func (b *budget) timeToDrain(n uint64, now time.Time) time.Duration {
 	r := b.rate
-	switch {
-	case r == 0:
-		r = max(b.achieved(now), b.last)
-	case b.silent > 1:
+	if b.silent > 0 {
 		r = b.resume
+	}
+	if r == 0 {
+		r = max(b.achieved(now), b.last)
 	}
 	if r == 0 || n == 0 {
 		return 0

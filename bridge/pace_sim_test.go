@@ -211,6 +211,21 @@ func TestPaceAfterAHubThatTookNothing(t *testing.T) {
 	require.GreaterOrEqual(t, s.goodput(time.Minute), 900.)
 }
 
+// A hub that throttles before it has answered anything, as to a process that has just
+// begun, leaves its rate unknown.
+func TestPaceThrottledFirst(t *testing.T) {
+	s := newPaceSim(PaceOptions{}, &shapedHub{rate: 1000, burst: time.Second, backlog: 10 * time.Second, deaf: true})
+	s.run(3 * time.Second)
+	require.NotZero(t, s.refused)
+	require.Less(t, s.refused, 520, "a window of them, and then few")
+	require.Equal(t, "learned", s.b.status(s.now).Source)
+	require.Zero(t, s.b.timeToDrain(100, s.now), "not known")
+	s.hub.deaf = false
+	s.run(5 * time.Second)
+	require.Equal(t, "unlimited", s.b.status(s.now).Source)
+	require.GreaterOrEqual(t, s.goodput(5*time.Second), 900.)
+}
+
 // Beside the embedded hub's own idea of the tiers, with next to no shaping: neither
 // rate nor quota is ever overrun, and both ends count the same.
 func TestPaceBesideTheEmbeddedHub(t *testing.T) {
