@@ -71,7 +71,7 @@ func TestHostilePeers(t *testing.T) {
 
 // A peer that opens a connection and does not finish its TLS handshake is cut off.
 func TestStalledHandshake(t *testing.T) {
-	h := runHub(t, emulator.Options{MQTT: mqttd.Behaviour{ConnectTimeout: 200 * time.Millisecond}})
+	h := runHub(t, emulator.Options{MQTT: mqttd.Behaviour{ConnectTimeout: 500 * time.Millisecond}})
 	for _, text := range []string{"", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"} {
 		c, err := net.Dial("tcp", h.MQTTAddr())
 		require.NoError(t, err)

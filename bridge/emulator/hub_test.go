@@ -64,8 +64,12 @@ func TestTemporaryDataDirGoesWithTheHub(t *testing.T) {
 func TestIdentitySurvivesARestart(t *testing.T) {
 	dir := t.TempDir()
 	start := func(addr string) *emulator.Hub {
-		h, err := emulator.Start(emulator.Options{DataDir: dir, MQTTS: addr, Devices: []string{"d1"}})
-		require.NoError(t, err)
+		var h *emulator.Hub
+		require.Eventually(t, func() bool { // between two hubs somebody else may have the port for a moment
+			var err error
+			h, err = emulator.Start(emulator.Options{DataDir: dir, MQTTS: addr, Devices: []string{"d1"}})
+			return err == nil
+		}, wait, tick)
 		return h
 	}
 	h := start("")

@@ -69,6 +69,7 @@ func TestInspect(t *testing.T) {
 	require.NoError(t, h.Enqueue(m))
 	d.next(t) // delivered, and not acknowledged
 	require.NoError(t, h.Enqueue(message("pump-1", "m2", "x")))
+	require.Eventually(t, func() bool { return h.Counts("pump-1").Completed == 1 }, wait, tick, "by itself")
 	require.NoError(t, h.Enqueue(message("pump-2", "m3", "\xff\x00")))
 	require.NoError(t, h.Enqueue(message(".", "m4", "")))
 	require.Error(t, h.Enqueue(message("nobody", "m5", "")))
@@ -151,7 +152,7 @@ func TestInspectTelemetry(t *testing.T) {
 	require.Empty(t, page.Messages)
 	a, b := connected(t, h, "d1"), connected(t, h, "d2")
 	a.Publish("devices/d1/messages/events/k=v", 1, false, "one")
-	l.get("/inspect/telemetry?device=d1&wait=10s", &page)
+	l.get("/inspect/telemetry?device=d1&wait=30s", &page)
 	require.Len(t, page.Messages, 1)
 	require.Equal(t, "one", page.Messages[0].Body)
 	require.Equal(t, map[string]string{"k": "v"}, page.Messages[0].Properties)

@@ -33,7 +33,7 @@ func TestJournal(t *testing.T) {
 			var ok bool
 			b, ok = h.Feedback().Receive()
 			return ok
-		}, 5*time.Second, time.Millisecond)
+		}, wait, time.Millisecond)
 		return b
 	}
 

@@ -33,16 +33,23 @@ func isGone(h *emulator.Hub) func() bool {
 func TestDevicesOrderFaults(t *testing.T) {
 	for _, kind := range []string{fault.KillTCP, fault.ShutDownMQTT, fault.AuthError} {
 		t.Run(kind, func(t *testing.T) {
+			t.Parallel() // it mostly waits
 			h := runHub(t, emulator.Options{Devices: []string{"d*1", "dx1"}})
 			d, other := connected(t, h, "d*1"), connected(t, h, "dx1")
-			ordered := order(d, "d*1", kind, "0.1", "0.5")
-			require.True(t, ordered.WaitTimeout(wait))
-			require.NoError(t, ordered.Error(), "it gets a PUBACK")
+			suffer := func(d *device, duration string) {
+				t.Helper()
+				ordered := order(d, "d*1", kind, "0.5", duration)
+				require.True(t, ordered.WaitTimeout(wait))
+				require.NoError(t, ordered.Error(), "it gets a PUBACK")
+				require.Eventually(t, func() bool { return len(h.Connections()) == 1 }, wait, tick)
+			}
+			suffer(d, "600")
 			require.Len(t, h.Telemetry().Read(telemetry.Query{}), 1)
-			require.Eventually(t, func() bool { return len(h.Connections()) == 1 }, wait, tick)
 			// In fault mode it does not get in again, and afterwards it does.
 			_, err := connect(t, options(t, h, "d*1"))
 			require.Error(t, err)
+			h.Faults().Clear()
+			suffer(connected(t, h, "d*1"), "0.5")
 			require.Eventually(t, func() bool { return len(h.Faults().Rules()) == 0 }, wait, tick)
 			connected(t, h, "d*1")
 			require.True(t, other.IsConnectionOpen(), "another device, whose ID would match as a pattern")
@@ -50,6 +57,7 @@ func TestDevicesOrderFaults(t *testing.T) {
 	}
 	for _, kind := range []string{fault.Throttling, fault.QuotaExceeded} {
 		t.Run(kind, func(t *testing.T) {
+			t.Parallel() // it mostly waits
 			h := runHub(t, emulator.Options{Devices: []string{"d1"}})
 			d := connected(t, h, "d1")
 			require.True(t, order(d, "d1", kind, "0", "600").WaitTimeout(wait))
@@ -61,7 +69,7 @@ func TestDevicesOrderFaults(t *testing.T) {
 			// A newer order takes the place of that one.
 			h.Faults().Clear()
 			d = connected(t, h, "d1")
-			require.True(t, order(d, "d1", kind, "0", "2").WaitTimeout(wait))
+			require.True(t, order(d, "d1", kind, "0", "5").WaitTimeout(wait))
 			require.Eventually(t, func() bool { return len(h.Faults().Rules()) == 1 }, wait, tick)
 			require.Eventually(t, func() bool { return len(h.Faults().Rules()) == 0 }, wait, tick)
 			sent := d.Publish("devices/d1/messages/events/", 1, false, "taken")

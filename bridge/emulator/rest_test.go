@@ -141,7 +141,7 @@ func TestKeysThatAreSetAreHonoured(t *testing.T) {
 func TestFeedbackByREST(t *testing.T) {
 	h := runHub(t, emulator.Options{
 		Devices: []string{"d1"}, Virtual: []virtual.Rule{{Pattern: "*", Behaviour: virtual.Behaviour{Kind: virtual.Reject}}},
-		Feedback: feedback.Rules{BatchSize: 2},
+		Feedback: feedback.Rules{BatchSize: 2, Every: time.Hour},
 	})
 	r := newREST(t, h)
 	for _, id := range []string{"m1", "m2"} {
@@ -204,7 +204,7 @@ func TestMethodAndTwinByREST(t *testing.T) {
 }
 
 func TestRegistryThrottleByREST(t *testing.T) {
-	h := runHub(t, emulator.Options{Devices: []string{"d1"}, Throttle: throttle.Options{Tier: throttle.S1, Burst: -1}})
+	h := runHub(t, emulator.Options{Now: stopped(), Devices: []string{"d1"}, Throttle: throttle.Options{Tier: throttle.S1, Burst: -1}})
 	r := newREST(t, h)
 	status, _, _ := r.do("registryRead", "GET", "/devices/d1", "")
 	require.Equal(t, 200, status)
@@ -217,7 +217,7 @@ func TestRegistryThrottleByREST(t *testing.T) {
 }
 
 func TestRetryAfterByREST(t *testing.T) {
-	h := runHub(t, emulator.Options{Devices: []string{"d1"}, Throttle: throttle.Options{Tier: throttle.S1, Burst: -1, RetryAfter: 1500 * time.Millisecond}})
+	h := runHub(t, emulator.Options{Now: stopped(), Devices: []string{"d1"}, Throttle: throttle.Options{Tier: throttle.S1, Burst: -1, RetryAfter: 1500 * time.Millisecond}})
 	r := newREST(t, h)
 	status, header, _ := r.do("registryRead", "GET", "/devices/d1", "")
 	require.Equal(t, 200, status)

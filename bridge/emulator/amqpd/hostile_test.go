@@ -245,7 +245,7 @@ func TestTooManyConnections(t *testing.T) {
 	one.send(0, &amqpwire.Close{})
 	expect[*amqpwire.Close](one)
 	one.gone()
-	require.Eventually(t, func() bool { return e.srv.Connections() == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return e.srv.Connections() == 1 }, wait, time.Millisecond)
 	newPeer(t, dialRaw(t, e)).open()
 }
 

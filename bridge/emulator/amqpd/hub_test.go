@@ -26,6 +26,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+const wait = 30 * time.Second
+
 // hub is a backend that remembers, and refuses what it is told to.
 type hub struct {
 	mu       sync.Mutex
@@ -160,7 +162,7 @@ func (e *endpoint) tryDial(t testing.TB, sasl amqp.SASLType) (*amqp.Conn, error)
 
 func within(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -224,13 +226,19 @@ func send(t testing.TB, s *amqp.Sender, m *amqp.Message) amqp.DeliveryState {
 	return state
 }
 
+// takenUp waits until the hub has met all faults that were scripted for a number of times.
+func (e *endpoint) takenUp(t testing.TB) {
+	t.Helper()
+	require.Eventually(t, func() bool { return len(e.faults.Rules()) == 0 }, wait, time.Millisecond)
+}
+
 // waitEnd waits until c is over and returns why.
 func waitEnd(t testing.TB, c *amqp.Conn) error {
 	t.Helper()
 	select {
 	case <-c.Done():
 		return c.Err()
-	case <-time.After(10 * time.Second):
+	case <-time.After(wait):
 		require.Fail(t, "the connection is still open")
 		return nil
 	}
@@ -241,6 +249,6 @@ func dialRaw(t testing.TB, e *endpoint) net.Conn {
 	nc, err := tls.Dial("tcp", e.addr, e.tls)
 	require.NoError(t, err)
 	t.Cleanup(func() { nc.Close() })
-	nc.SetDeadline(time.Now().Add(10 * time.Second))
+	nc.SetDeadline(time.Now().Add(wait))
 	return nc
 }

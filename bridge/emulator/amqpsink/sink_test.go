@@ -22,7 +22,7 @@ func TestAcceptsEverything(t *testing.T) {
 	s := &amqpsink.Sink{}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for _, o := range []*amqp.ConnOptions{nil, {SASLType: amqp.SASLTypeAnonymous()}, {SASLType: amqp.SASLTypePlain("u", "p")}} {
 		conn, err := amqp.Dial(ctx, "amqp://"+l.Addr().String(), o)

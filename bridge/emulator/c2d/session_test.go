@@ -268,7 +268,7 @@ func TestNothingIsLostUnderConcurrency(t *testing.T) {
 	}
 	senders.Wait()
 	for _, id := range []string{"a", "b"} {
-		require.Eventually(t, func() bool { return len(s.Queue(id)) == 0 }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return len(s.Queue(id)) == 0 }, 30*time.Second, time.Millisecond)
 	}
 	close(stop)
 	workers.Wait()

@@ -238,7 +238,7 @@ func TestWatch(t *testing.T) {
 
 // Whatever readers do at the same time, each batch is completed once.
 func TestReadersAtTheSameTime(t *testing.T) {
-	q := feedback.New(feedback.Options{Rules: feedback.Rules{BatchSize: 4, MaxDeliveries: 1 << 20}})
+	q := feedback.New(feedback.Options{Rules: feedback.Rules{BatchSize: 4, Every: time.Hour, Lock: time.Hour, MaxDeliveries: 1 << 20}})
 	const records = 4000
 	var readers sync.WaitGroup
 	var mu sync.Mutex

@@ -173,7 +173,7 @@ func FuzzConnection(f *testing.F) {
 			_, _ = io.Copy(io.Discard, conn)
 			answered <- got.Bytes()
 		}()
-		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 		_, _ = conn.Write(b)
 		_ = conn.Close()
 		got := <-answered
@@ -187,7 +187,7 @@ func FuzzConnection(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatal("the connection does not end")
 		}
 	})

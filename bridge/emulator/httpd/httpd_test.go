@@ -81,7 +81,7 @@ func newFixture(t *testing.T) *fixture {
 	require.NoError(t, err)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
-	f.addr, f.http = l.Addr().String(), &http.Client{Transport: &http.Transport{}, Timeout: 10 * time.Second}
+	f.addr, f.http = l.Addr().String(), &http.Client{Transport: &http.Transport{}, Timeout: 30 * time.Second}
 	t.Cleanup(func() {
 		f.http.CloseIdleConnections()
 		require.NoError(t, s.Close())
@@ -219,7 +219,7 @@ func TestBadRequestsEndTheirConnection(t *testing.T) {
 			c, err := net.Dial("tcp", f.addr)
 			require.NoError(t, err)
 			defer c.Close()
-			require.NoError(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+			require.NoError(t, c.SetDeadline(time.Now().Add(30*time.Second)))
 			_, _ = io.WriteString(c, text) // may be cut off while we write
 			res, err := http.ReadResponse(bufio.NewReader(c), nil)
 			if err == nil {

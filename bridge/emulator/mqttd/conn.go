@@ -66,7 +66,7 @@ type conn struct {
 	after      uint64 // C2D messages up to this one are not for the subscription
 	delivering bool
 
-	grants atomic.Uint32 // subscriptions: a grants, changed by the reading goroutine
+	grants atomic.Uint32 // subscriptions: a grants, changed by the reading goroutine (grant)
 
 	cause atomic.Pointer[error] // why the hub ended the session
 
@@ -191,10 +191,26 @@ func (c *conn) reply(p packets.ControlPacket) error {
 	return c.write(b.Bytes(), true)
 }
 
+// grant puts a session's subscriptions into force with the CONNACK or SUBACK that tells of them: whoever sees
+// them and has something for the device writes it after that packet, and who has seen the packet finds them.
+func (c *conn) grant(g grants, ack packets.ControlPacket) error {
+	var b bytes.Buffer
+	_ = ack.Write(&b) // to memory: cannot fail
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.grants.Store(uint32(g))
+	return c.put(b.Bytes(), true)
+}
+
 // write writes b, with flush at once; with nothing in b it flushes alone.
 func (c *conn) write(b []byte, flush bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.put(b, flush)
+}
+
+// put is write with the lock held.
+func (c *conn) put(b []byte, flush bool) error {
 	if c.pending == nil && flush {
 		return c.transmit(b)
 	}

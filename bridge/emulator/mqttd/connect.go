@@ -84,7 +84,7 @@ func (c *conn) connect(p *packets.ConnectPacket) error {
 	if p.Keepalive > 0 {
 		c.silence = min(maxSilence, time.Duration(p.Keepalive)*time.Second*3/2) // MQTT 3.1.1 §3.1.2.10
 	}
-	present := c.server.resume(c)
+	resumed, present := c.server.resume(c)
 	if faulty && injected.After {
 		if err := c.misconnect(injected); err != nil {
 			return err
@@ -92,7 +92,7 @@ func (c *conn) connect(p *packets.ConnectPacket) error {
 	}
 	ack := packets.NewControlPacket(packets.Connack).(*packets.ConnackPacket)
 	ack.SessionPresent = present && !c.server.behaviour.NoSessionPresent
-	if err := c.reply(ack); err != nil {
+	if err := c.grant(resumed, ack); err != nil {
 		return err
 	}
 	c.log.Info("device connected", "persistent", c.persistent)

@@ -146,13 +146,14 @@ func TestSlowAndSilentPeers(t *testing.T) {
 	})
 	t.Run("keep-alive", func(t *testing.T) {
 		f := newFixture(t, mqttd.Behaviour{})
-		p, _ := f.connect(func(p *packets.ConnectPacket) { p.Keepalive = 1 })
 		start := time.Now()
+		p, _ := f.connect(func(p *packets.ConnectPacket) { p.Keepalive = 1 })
 		require.Empty(t, p.cut())
-		require.InDelta(t, 1.5, time.Since(start).Seconds(), 0.4)
+		require.GreaterOrEqual(t, time.Since(start), 1500*time.Millisecond, "to the moment, TestKeepAlive has it")
 	})
 	t.Run("a device that does not read", func(t *testing.T) {
-		f := newFixture(t, mqttd.Behaviour{WriteTimeout: 50 * time.Millisecond, Window: 50})
+		// Long enough for a busy machine to write what the device does read.
+		f := newFixture(t, mqttd.Behaviour{WriteTimeout: time.Second, Window: 50})
 		p, _ := f.connect()
 		require.NoError(t, p.Conn.(*net.TCPConn).SetReadBuffer(4096))
 		p.subscribe(0, devicebound)

@@ -51,12 +51,12 @@ func FuzzConnection(f *testing.F) {
 		if signedIn {
 			_, _ = here.Write(good.Bytes())
 		}
-		_ = here.SetWriteDeadline(time.Now().Add(5 * time.Second))
+		_ = here.SetWriteDeadline(time.Now().Add(wait))
 		_, _ = here.Write(b)
 		here.Close()
 		select {
 		case <-served:
-		case <-time.After(10 * time.Second):
+		case <-time.After(wait):
 			t.Fatal("the connection has not ended")
 		}
 		if err := <-answered; err != io.EOF && err != io.ErrClosedPipe && err != io.ErrUnexpectedEOF {

@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const wait = 10 * time.Second
+const wait = 30 * time.Second
 
 // doorman lets in who says "please".
 type doorman struct{ expiry time.Time }

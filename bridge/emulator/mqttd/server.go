@@ -253,8 +253,8 @@ func (s *Server) remove(c *conn) {
 }
 
 // resume makes c the device's connection, gives it its session's state, and
-// reports whether that was there before.
-func (s *Server) resume(c *conn) (present bool) {
+// returns the session's subscriptions and whether it was there before.
+func (s *Server) resume(c *conn) (g grants, present bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c.session.Live() { // else a newer connection is, or comes, here
@@ -262,29 +262,28 @@ func (s *Server) resume(c *conn) (present bool) {
 	}
 	old, ok := s.sessions[c.device]
 	if c.persistent && ok && old.generation == c.generation {
-		c.grants.Store(uint32(old.grants))
 		c.after = old.after
-		return true
+		return old.grants, true
 	}
 	if s.online[c.device] != c {
-		return false
+		return 0, false
 	}
 	delete(s.sessions, c.device)
 	if c.persistent {
 		s.sessions[c.device] = sessionState{generation: c.generation}
 	}
-	return false
+	return 0, false
 }
 
 // keep stores the state of a persistent session, unless another connection has taken over.
-func (s *Server) keep(c *conn) {
+func (s *Server) keep(c *conn, g grants) {
 	if !c.persistent {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.online[c.device] == c {
-		s.sessions[c.device] = sessionState{generation: c.generation, grants: c.granted(), after: c.after}
+		s.sessions[c.device] = sessionState{generation: c.generation, grants: g, after: c.after}
 	}
 }
 

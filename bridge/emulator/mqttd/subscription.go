@@ -78,9 +78,8 @@ func (c *conn) subscribe(p *packets.SubscribePacket) error {
 			c.after = c.session.Last()
 		}
 	}
-	c.grants.Store(uint32(now))
-	c.server.keep(c)
-	if err := c.reply(ack); err != nil {
+	c.server.keep(c, now)
+	if err := c.grant(now, ack); err != nil {
 		return err
 	}
 	c.server.announce()
@@ -102,11 +101,10 @@ func (c *conn) unsubscribe(p *packets.UnsubscribePacket) error {
 			c.session.Stop()
 		}
 	}
-	c.grants.Store(uint32(now))
-	c.server.keep(c)
+	c.server.keep(c, now)
 	ack := packets.NewControlPacket(packets.Unsuback).(*packets.UnsubackPacket)
 	ack.MessageID = p.MessageID
-	return c.reply(ack)
+	return c.grant(now, ack)
 }
 
 // received handles a PUBLISH from the device.

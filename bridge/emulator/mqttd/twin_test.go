@@ -12,6 +12,7 @@ import (
 	"github.com/eclipse/paho.mqtt.golang/packets"
 	"github.com/stretchr/testify/require"
 
+	"downlink/bridge/emulator/fault"
 	"downlink/bridge/emulator/mqttd"
 	"downlink/bridge/emulator/twin"
 )
@@ -185,4 +186,49 @@ func TestKeepAlive(t *testing.T) {
 			require.Equal(t, silence, time.Since(start))
 		})
 	}
+}
+
+// A subscription's first message comes after the packet that tells the device of it, whoever has one for it at
+// that moment: after the SUBACK, and for a session that is resumed after the CONNACK.
+func TestNothingComesBeforeItsAcknowledgement(t *testing.T) {
+	const methods = "$iothub/methods/POST/#"
+	f := newFixture(t, mqttd.Behaviour{})
+	stop := make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_, _ = f.server.UpdateTwin("d1", f.generation(), twin.Change{Desired: []byte(`{"n":1}`)})
+			}
+		}
+	})
+	for range 50 {
+		p, _ := f.connect(clean)
+		p.subscribe(0, "$iothub/twin/PATCH/properties/desired/#") // reads the SUBACK first of all
+		p.Close()
+	}
+	close(stop)
+	busy.Wait()
+
+	p, _ := f.connect()
+	p.subscribe(0, methods)
+	p.Close()
+	f.offline()
+	f.faults.Add(fault.MQTTConnect, 1, nil, fault.Action{Kind: fault.Delay, Delay: 300 * time.Millisecond, After: true})
+	p = f.dial()
+	p.write(hello())
+	require.Eventually(t, func() bool { return len(f.server.Connections()) == 1 }, wait, time.Millisecond, "on its way in")
+	called := make(chan error, 1)
+	go func() {
+		_, err := f.server.Invoke(t.Context(), "d1", mqttd.Method{Name: "m", ConnectTimeout: wait})
+		called <- err
+	}()
+	require.IsType(t, &packets.ConnackPacket{}, p.read())
+	_, m := p.next()
+	require.Equal(t, "$iothub/methods/POST/m/?$rid=1", m.TopicName)
+	p.publish("$iothub/methods/res/200/?$rid=1", 0, "{}")
+	require.NoError(t, <-called)
 }

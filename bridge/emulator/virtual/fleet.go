@@ -63,6 +63,10 @@ type device struct {
 	rule       *Rule
 	queued     bool // in ready; guarded by fleet.mu
 
+	// serving is held by who takes messages for the device, so that Run and Help do not settle them in another
+	// order than that in which they came. It is locked before mu.
+	serving sync.Mutex
+
 	// mu is held while the session comes and goes, and locked before the store's locks.
 	mu      sync.Mutex
 	session *c2d.Session // nil: away
@@ -228,6 +232,8 @@ func (f *Fleet) Help() {
 
 // serve takes all there is for a device and deals with it.
 func (d *device) serve() {
+	d.serving.Lock()
+	defer d.serving.Unlock()
 	d.mu.Lock()
 	session := d.session
 	d.mu.Unlock()

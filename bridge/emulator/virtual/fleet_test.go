@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +18,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+const wait = 30 * time.Second
+
 type hub struct {
 	*c2d.Store
 	fleet *virtual.Fleet
@@ -24,8 +27,17 @@ type hub struct {
 
 func newHub(t testing.TB, rules ...string) *hub {
 	t.Helper()
+	h := newIdleHub(t, c2d.Options{}, rules...)
+	h.run(t)
+	return h
+}
+
+// newIdleHub is a hub whose fleet does not run yet: who sends must help.
+func newIdleHub(t testing.TB, o c2d.Options, rules ...string) *hub {
+	t.Helper()
 	h := &hub{}
-	h.Store = c2d.New(c2d.Options{Changed: func(id string) { h.fleet.Consider(id) }})
+	o.Changed = func(id string) { h.fleet.Consider(id) }
+	h.Store = c2d.New(o)
 	var parsed []virtual.Rule
 	for _, r := range rules {
 		p, err := virtual.Parse(r)
@@ -35,11 +47,15 @@ func newHub(t testing.TB, rules ...string) *hub {
 	var err error
 	h.fleet, err = virtual.New(virtual.Options{Store: h.Store, Rules: parsed})
 	require.NoError(t, err)
+	return h
+}
+
+// run serves the fleet until the test ends.
+func (h *hub) run(t testing.TB) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); h.fleet.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
-	return h
 }
 
 func (h *hub) create(t testing.TB, id string) {
@@ -72,12 +88,11 @@ func TestBehaviours(t *testing.T) {
 			h.send(t, id, "m2")
 		}
 		require.Len(t, h.fleet.Connections(), 5)
-		// What is done at once is done when the sender has its answer.
+		synctest.Wait() // Run may have been quicker than Help to begin with a message, and slower to end with it
 		require.EqualValues(t, 2, h.Counts("now-1").Completed)
 		require.EqualValues(t, 2, h.Counts("no").Rejected)
 		require.EqualValues(t, 2, h.Counts("back").Exceeded, "abandoned ten times each")
 		require.EqualValues(t, 20, h.Counts("back").Delivered)
-		synctest.Wait()
 		time.Sleep(199 * time.Millisecond)
 		synctest.Wait()
 		require.EqualValues(t, 2, h.Counts("late-1").Delivered)
@@ -159,13 +174,40 @@ func TestDisableDeleteCreate(t *testing.T) {
 	_, err = h.Update(c2d.Device{ID: "d"}, "*")
 	require.NoError(t, err)
 	require.True(t, h.connected(t, "d"))
-	require.Eventually(t, func() bool { return h.Counts("d").Completed == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return h.Counts("d").Completed == 1 }, wait, time.Millisecond)
 	require.NoError(t, h.Delete("d", "*"))
 	require.Empty(t, h.fleet.Connections())
 	h.create(t, "d")
 	require.True(t, h.connected(t, "d"))
 	h.send(t, "d", "m2")
-	require.EqualValues(t, 1, h.Counts("d").Completed)
+	require.Eventually(t, func() bool { return h.Counts("d").Completed == 1 }, wait, time.Millisecond)
+}
+
+// What is done at once is done when the sender has its answer, if Run does not get in between.
+func TestSendersHelp(t *testing.T) {
+	h := newIdleHub(t, c2d.Options{}, "now=complete", "no=reject")
+	for _, id := range []string{"now", "no"} {
+		h.create(t, id)
+		h.send(t, id, "m1")
+		h.send(t, id, "m2")
+	}
+	require.EqualValues(t, 2, h.Counts("now").Completed)
+	require.EqualValues(t, 2, h.Counts("no").Rejected)
+}
+
+// A device settles its messages in their order, whoever serves it: Run or a sender.
+func TestOutcomesComeInOrder(t *testing.T) {
+	var got []uint64 // the store tells of one device's outcomes one at a time
+	h := newIdleHub(t, c2d.Options{Outcome: func(o c2d.Outcome) { got = append(got, o.Sequence) }}, "*=complete")
+	h.run(t)
+	h.create(t, "d")
+	for range 5000 {
+		require.NoError(t, h.Enqueue(c2d.Message{To: "/devices/d/messages/devicebound", Ack: "full"}))
+		h.fleet.Help()
+	}
+	require.Eventually(t, func() bool { return h.Counts("d").Completed == 5000 }, wait, time.Millisecond)
+	require.Len(t, got, 5000)
+	require.True(t, slices.IsSorted(got))
 }
 
 // One sender may not outrun a device that completes at once.
@@ -175,7 +217,7 @@ func TestNoRefusals(t *testing.T) {
 	for i := range 5000 {
 		h.send(t, "d", fmt.Sprint(i))
 	}
-	require.Eventually(t, func() bool { return h.Counts("d").Completed == 5000 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return h.Counts("d").Completed == 5000 }, wait, time.Millisecond)
 }
 
 func TestManyIdleDevicesCostMemoryAlone(t *testing.T) {
@@ -192,12 +234,12 @@ func TestManyIdleDevicesCostMemoryAlone(t *testing.T) {
 	took := time.Since(begin)
 	per := float64(heap()-before) / devices
 	t.Logf("%d devices connected in %v, %.0f bytes each", devices, took, per)
-	require.Equal(t, goroutines, runtime.NumGoroutine())
+	require.Less(t, runtime.NumGoroutine()-goroutines, devices/1000, "an earlier test's may end meanwhile, and the runtime's own come and go")
 	require.Less(t, per, 2500.0)
 	_, _, connected := h.Statistics()
 	require.Equal(t, devices, connected)
 	h.send(t, "d99999", "m1")
-	require.Eventually(t, func() bool { return h.Counts("d99999").Completed == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return h.Counts("d99999").Completed == 1 }, wait, time.Millisecond)
 }
 
 func heap() int64 {
