@@ -208,20 +208,24 @@ func TestHubTokenRenewal(t *testing.T) {
 	t.Parallel()
 	h := bridgetest.RunHub(t, "d1")
 	o := options(h)
-	o.TokenLifetime = 8 * time.Second
+	o.TokenLifetime = 12 * time.Second
 	c := run(t, o)
 	ctx := within(t, 2*soon)
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 	first := c.Stats().TokenExpires
-	require.Eventually(t, func() bool { return time.Now().After(first.Add(time.Second)) }, soon, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return time.Now().After(first.Add(time.Second)) }, soon, 50*time.Millisecond)
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 	require.Zero(t, c.Stats().Reconnects)
 
 	// Renewals that are withheld past the expiry cost the connection, and nothing else.
+	o.TokenLifetime = 2 * time.Second
+	c = run(t, o)
+	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 	cancel := h.Faults().Add(fault.PutToken, 0, nil, fault.Action{Kind: fault.Withhold})
 	require.Eventually(t, func() bool { return !c.Stats().Connected }, soon, 5*time.Millisecond)
 	cancel()
-	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
+	// A new connection whose token was withheld as well is given up after 30 s.
+	require.NoError(t, c.Send(within(t, 2*soon), &mapping.Envelope{Device: "d1"}))
 }
 
 // One hub after another on the same address: every message is accepted by one of

@@ -401,6 +401,6 @@ func TestAnswersLinkClosed(t *testing.T) {
 	require.NoError(t, c.Send(ctx, command()))
 	require.Never(t, func() bool { return p.opened() > 1 }, 1500*time.Millisecond, 10*time.Millisecond)
 	require.NoError(t, c.Send(ctx, command()))
-	require.Eventually(t, func() bool { return p.opened() == 2 && c.Ready() == nil }, soon, time.Millisecond)
+	require.Eventually(t, func() bool { return p.opened() == 2 && c.Ready() == nil }, soon, 20*time.Millisecond)
 	require.NoError(t, c.Send(ctx, command()))
 }

@@ -74,12 +74,12 @@ func TestTokenRenewedOnTheSameConnection(t *testing.T) {
 	t.Parallel()
 	p := runPeer(t, script{})
 	o := testOptions(p)
-	o.TokenLifetime = 8 * time.Second
+	o.TokenLifetime = 12 * time.Second
 	c, _ := runClient(t, o)
 	ctx := ctxTimeout(t, 2*soon)
 	require.NoError(t, c.Send(ctx, command()))
 	expires := c.Stats().TokenExpires
-	require.Eventually(t, func() bool { return len(p.tokensSeen()) >= 3 }, soon, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return len(p.tokensSeen()) >= 3 }, soon, 20*time.Millisecond)
 	require.NoError(t, c.Send(ctx, command()))
 	require.NoError(t, c.Ready())
 	require.Equal(t, 1, p.opened())
