@@ -88,9 +88,9 @@ func TestMemoryOfAWaitingDevice(t *testing.T) {
 		h.gate.fresh = false
 		h.dispatch()
 		return len(h.lanes) == devices && len(h.probes.lanes) == devices && h.inFlight == 0
-	}, time.Minute, time.Millisecond)
+	}, 5*time.Minute, time.Millisecond)
 	hub.tries.Clear()
-	each := float64(heapBytes()-before) / devices
+	each := (float64(heapBytes()) - float64(before)) / devices // what others leave behind may make it less than before
 	t.Logf("%.0f bytes a device", each)
 	require.Less(t, each, 1024.)
 	cancel()

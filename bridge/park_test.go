@@ -13,10 +13,12 @@ import (
 	"downlink/mapping"
 )
 
-// quiet waits until nothing is left to do, an hour of the bubble's clock at most.
+// quiet waits until nothing is left to do, an hour of the bubble's clock at most. What the last ack
+// or deletion brings with it, such as a count, has happened as well then.
 func (w *world) quiet(t *testing.T, why string) {
 	t.Helper()
 	for range 3600 {
+		synctest.Wait()
 		if w.unacked() == 0 && w.boxed() == 0 {
 			return
 		}

@@ -87,7 +87,7 @@ func TestEntra(t *testing.T) {
 	issuer := bridgetest.RunIssuer(t)
 	h, o, _, _ := entraOptions(t, issuer, "d1")
 	c := run(t, o)
-	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1", MessageID: "m"}))
+	require.NoError(t, c.Send(within(t, soon), &mapping.Envelope{Device: "d1", MessageID: "m"}))
 	require.Len(t, h.Queue("d1"), 1)
 	require.NoError(t, c.Ready())
 	require.Equal(t, "entra", c.Stats().Credential)
@@ -96,19 +96,20 @@ func TestEntra(t *testing.T) {
 
 	o.WebSocket, o.Address = true, h.HTTPAddr()
 	c = run(t, o)
-	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1", MessageID: "m"}))
+	require.NoError(t, c.Send(within(t, soon), &mapping.Envelope{Device: "d1", MessageID: "m"}))
 }
 
 // Renewed before it expires, on the same link; the hub would close it otherwise.
 func TestEntraRenewal(t *testing.T) {
+	t.Parallel()
 	issuer := bridgetest.RunIssuer(t)
-	issuer.SetLifetime(6 * time.Second)
+	issuer.SetLifetime(12 * time.Second) // a quarter of it is left to get the next one
 	_, o, _, _ := entraOptions(t, issuer, "d1")
 	c := run(t, o)
-	ctx := within(t, 60*time.Second)
+	ctx := within(t, 2*soon)
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 	first := c.Stats().TokenExpires
-	require.Eventually(t, func() bool { return time.Now().After(first.Add(time.Second)) }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return time.Now().After(first.Add(time.Second)) }, soon, 50*time.Millisecond)
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 	require.Zero(t, c.Stats().Reconnects)
 	require.GreaterOrEqual(t, issuer.Granted(), 2)
@@ -121,7 +122,7 @@ func TestEntraRefusesTheClient(t *testing.T) {
 	h, o, log, file := entraOptions(t, issuer, "d1")
 	require.NoError(t, os.WriteFile(file, []byte("not the secret+"), 0o600))
 	c := run(t, o)
-	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "unauthorized: no Entra token for ") }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "unauthorized: no Entra token for ") }, soon, time.Millisecond)
 	text := c.Ready().Error()
 	require.Contains(t, text, fmt.Sprintf("client %q of tenant %q", issuer.Client, issuer.Tenant))
 	require.Contains(t, text, ": 401 invalid_client: AADSTS7000215: Invalid client secret provided: <redacted>; ")
@@ -129,16 +130,16 @@ func TestEntraRefusesTheClient(t *testing.T) {
 	require.NotContains(t, text, "\n")
 	require.NotContains(t, log.String(), "not the secret")
 	require.Zero(t, issuer.Granted())
-	require.Eventually(t, func() bool { return strings.Contains(log.String(), "level=ERROR") }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(log.String(), "level=ERROR") }, soon, time.Millisecond)
 	require.Equal(t, 1, strings.Count(log.String(), "level=ERROR"))
 
 	require.NoError(t, os.WriteFile(file, []byte(issuer.Secret), 0o600))
-	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1"}))
+	require.NoError(t, c.Send(within(t, soon), &mapping.Envelope{Device: "d1"}))
 	require.Len(t, h.Queue("d1"), 1)
 
 	o.Entra.ClientSecretFile = file + "-missing"
 	c = run(t, o)
-	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "not connected: no Entra token for ") }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "not connected: no Entra token for ") }, soon, time.Millisecond)
 	require.ErrorContains(t, c.Ready(), "secret-missing: no such file")
 }
 
@@ -150,11 +151,11 @@ func TestHubRefusesEntra(t *testing.T) {
 	c := run(t, o)
 	require.Eventually(t, func() bool {
 		return strings.Contains(fmt.Sprint(c.Ready()), "unauthorized: the hub refuses Entra client ")
-	}, 20*time.Second, time.Millisecond)
+	}, soon, time.Millisecond)
 	require.ErrorContains(t, c.Ready(), "give the identity the role IoT Hub Data Contributor on the hub")
 	require.GreaterOrEqual(t, issuer.Granted(), 2)
 	issuer.Change(nil)
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, soon)
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 	require.NoError(t, c.Ready())
 
@@ -162,7 +163,7 @@ func TestHubRefusesEntra(t *testing.T) {
 	granted := issuer.Granted()
 	h.Faults().Add(fault.Transfer, 1, nil, fault.Action{Kind: fault.Reject, Condition: "amqp:unauthorized-access"})
 	require.Error(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
-	require.Eventually(t, func() bool { return issuer.Granted() == granted+1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return issuer.Granted() == granted+1 }, soon, time.Millisecond)
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 	require.Zero(t, c.Stats().Reconnects)
 	require.NotContains(t, log.String(), "vault.azure.net")
@@ -177,7 +178,7 @@ func TestEntraDefault(t *testing.T) {
 	t.Setenv("AZURE_CLIENT_ID", issuer.Client)
 	t.Setenv("AZURE_CLIENT_SECRET", issuer.Secret)
 	c := run(t, o)
-	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1"}))
+	require.NoError(t, c.Send(within(t, soon), &mapping.Envelope{Device: "d1"}))
 	require.Equal(t, 1, issuer.Granted())
 }
 
@@ -206,12 +207,12 @@ func TestEntraCertificate(t *testing.T) {
 	})
 	o.Entra = &hubservice.Entra{TenantID: issuer.Tenant, ClientID: issuer.Client, ClientCertificateFile: file, Authority: issuer.Authority()}
 	c := run(t, o)
-	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1"}))
+	require.NoError(t, c.Send(within(t, soon), &mapping.Envelope{Device: "d1"}))
 	require.Equal(t, 1, issuer.Granted())
 
 	require.NoError(t, os.WriteFile(file, []byte("no certificate"), 0o600))
 	c = run(t, o)
-	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), file+": ") }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), file+": ") }, soon, time.Millisecond)
 }
 
 // Workload identity: a service account's token in a file is exchanged for one of Entra.
@@ -222,14 +223,14 @@ func TestEntraWorkload(t *testing.T) {
 	c := run(t, o) // without the webhook's variable
 	require.Eventually(t, func() bool {
 		return strings.Contains(fmt.Sprint(c.Ready()), fmt.Sprintf("no Entra token for workload identity client %q of tenant %q", issuer.Client, issuer.Tenant))
-	}, 10*time.Second, time.Millisecond)
+	}, soon, time.Millisecond)
 
 	file := filepath.Join(t.TempDir(), "token")
 	require.NoError(t, os.WriteFile(file, []byte("the service account's token"), 0o600))
 	issuer.Assert(func(assertion string) bool { return assertion == "the service account's token" })
 	t.Setenv("AZURE_FEDERATED_TOKEN_FILE", file)
 	c = run(t, o)
-	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1"}))
+	require.NoError(t, c.Send(within(t, soon), &mapping.Envelope{Device: "d1"}))
 }
 
 // Managed identity, by the endpoint that App Service puts into the environment.
@@ -249,6 +250,6 @@ func TestEntraManaged(t *testing.T) {
 	t.Setenv("IDENTITY_HEADER", "header")
 	o.Entra = &hubservice.Entra{Identity: hubservice.EntraManaged, ClientID: issuer.Client}
 	c := run(t, o)
-	require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1"}))
+	require.NoError(t, c.Send(within(t, soon), &mapping.Envelope{Device: "d1"}))
 	require.Len(t, h.Queue("d1"), 1)
 }

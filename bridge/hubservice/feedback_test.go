@@ -1,7 +1,6 @@
 package hubservice_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -103,7 +102,7 @@ func read(t *testing.T, c *hubservice.Client, r *reader) (stop func()) {
 
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	require.Eventually(t, is, 20*time.Second, time.Millisecond, what)
+	require.Eventually(t, is, soon, time.Millisecond, what)
 }
 
 func feedbackHub(t *testing.T, o emulator.Options) *bridgetest.Hub {
@@ -122,7 +121,7 @@ func send(t *testing.T, c *hubservice.Client, device, id string, change ...func(
 	for _, f := range change {
 		f(e)
 	}
-	require.NoError(t, c.Send(within(t, 20*time.Second), e))
+	require.NoError(t, c.Send(within(t, soon), e))
 }
 
 func TestFeedbackOfEachStatus(t *testing.T) {
@@ -139,7 +138,7 @@ func TestFeedbackOfEachStatus(t *testing.T) {
 	for _, device := range []string{"good", "bad", "weak", "purged"} {
 		send(t, c, device, "to-"+device)
 	}
-	send(t, c, "late", "to-late", func(e *mapping.Envelope) { e.ExpiresAt = time.Now().Add(200 * time.Millisecond) })
+	send(t, c, "late", "to-late", func(e *mapping.Envelope) { e.ExpiresAt = time.Now().Add(2 * time.Second) })
 	_, err := h.PurgeDevice("purged")
 	require.NoError(t, err)
 	eventually(t, "all five", func() bool { return len(r.told()) == 5 })
@@ -255,9 +254,9 @@ func TestFeedbackIsReleasedAtTheEnd(t *testing.T) {
 func TestFeedbackLinkRefused(t *testing.T) {
 	h := feedbackHub(t, emulator.Options{})
 	cancel := h.Faults().Add(fault.AttachReceiver, 0, nil, fault.Action{Kind: fault.Reject, Condition: "amqp:not-allowed", Text: "no"})
-	var logged bytes.Buffer
+	logged := &logText{}
 	o := options(h)
-	o.Logger = slog.New(slog.NewTextHandler(&logged, nil))
+	o.Logger = slog.New(slog.NewTextHandler(logged, nil))
 	c := run(t, o)
 	r := &reader{}
 	stop := read(t, c, r)
@@ -298,9 +297,9 @@ func TestFeedbackLinkDetached(t *testing.T) {
 // What nobody can read is counted and settled, without a word of it in the log.
 func TestFeedbackThatCannotBeRead(t *testing.T) {
 	h := feedbackHub(t, emulator.Options{})
-	var logged bytes.Buffer
+	logged := &logText{}
 	o := options(h)
-	o.Logger = slog.New(slog.NewTextHandler(&logged, nil))
+	o.Logger = slog.New(slog.NewTextHandler(logged, nil))
 	c := run(t, o)
 	r := &reader{}
 	d, err := h.Device("good")

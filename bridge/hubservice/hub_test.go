@@ -21,6 +21,9 @@ import (
 	"downlink/mapping"
 )
 
+// soon bounds what a test waits for and what comes at once.
+const soon = 30 * time.Second
+
 func options(h *bridgetest.Hub) hubservice.Options {
 	return hubservice.Options{
 		ConnectionString: h.ServiceConnectionString,
@@ -72,7 +75,7 @@ func TestHubReadsTheEnvelope(t *testing.T) {
 		Properties: []mapping.Property{{Name: "zeta", Value: "1"}, {Name: "alpha", Value: "grün %26"}, {Name: "empty"}},
 		Body:       []byte("\x00\xffbody"),
 	}
-	require.NoError(t, c.Send(within(t, 10*time.Second), e))
+	require.NoError(t, c.Send(within(t, soon), e))
 	queue := h.Queue(device)
 	require.Len(t, queue, 1)
 	got := *queue[0].Message
@@ -89,7 +92,7 @@ func TestHubReadsTheEnvelope(t *testing.T) {
 func TestHubRefusals(t *testing.T) {
 	h := bridgetest.RunHub(t, "d1", "d2")
 	c := run(t, options(h))
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, soon)
 	require.Equal(t, bridge.NoDevice, class(t, c.Send(ctx, &mapping.Envelope{Device: "nobody"})))
 	for range 50 {
 		require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
@@ -113,7 +116,7 @@ func TestHubRefusals(t *testing.T) {
 func TestHubFaults(t *testing.T) {
 	h := bridgetest.RunHub(t, "d1")
 	c := run(t, options(h))
-	ctx := within(t, 30*time.Second)
+	ctx := within(t, 2*soon)
 	e := &mapping.Envelope{Device: "d1", MessageID: "m"}
 	for _, x := range []struct {
 		action fault.Action
@@ -151,9 +154,9 @@ func TestHubFaults(t *testing.T) {
 func TestHubWithholdsDispositions(t *testing.T) {
 	h := bridgetest.RunHub(t, "d1")
 	o := options(h)
-	o.Stall = 200 * time.Millisecond
+	o.Stall = time.Second // long enough for the answer to the second message
 	c := run(t, o)
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, soon)
 	h.Faults().Add(fault.Transfer, 1, nil, fault.Action{Kind: fault.Withhold, After: true})
 	require.Equal(t, bridge.Resend, class(t, c.Send(ctx, &mapping.Envelope{Device: "d1", MessageID: "m"})))
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1", MessageID: "m"}))
@@ -173,7 +176,10 @@ func TestHubRefusesTheToken(t *testing.T) {
 			o := o
 			o.ConnectionString = text
 			c := run(t, o)
-			err := c.Send(within(t, 300*time.Millisecond), &mapping.Envelope{Device: "d1"})
+			require.Eventually(t, func() bool {
+				return strings.Contains(fmt.Sprint(c.Ready()), "unauthorized: the hub refuses policy")
+			}, soon, time.Millisecond)
+			err := c.Send(within(t, 100*time.Millisecond), &mapping.Envelope{Device: "d1"})
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			require.ErrorContains(t, err, "not sent: context deadline exceeded: hub main: unauthorized: the hub refuses policy")
 			require.NotContains(t, err.Error(), "sig=")
@@ -185,15 +191,15 @@ func TestHubRefusesTheToken(t *testing.T) {
 		c := run(t, o)
 		require.Eventually(t, func() bool {
 			return strings.Contains(fmt.Sprint(c.Ready()), "unauthorized: the hub refuses policy")
-		}, 10*time.Second, time.Millisecond)
+		}, soon, time.Millisecond)
 		cancel()
-		require.NoError(t, c.Send(within(t, 10*time.Second), &mapping.Envelope{Device: "d1"}))
+		require.NoError(t, c.Send(within(t, soon), &mapping.Envelope{Device: "d1"}))
 		require.NoError(t, c.Ready())
 	})
 	t.Run("at attach", func(t *testing.T) {
 		h.Faults().Add(fault.AttachSender, 3, nil, fault.Action{Kind: fault.Reject, Condition: "amqp:unauthorized-access"})
 		c := run(t, o)
-		require.NoError(t, c.Send(within(t, 10*time.Second), &mapping.Envelope{Device: "d1"}))
+		require.NoError(t, c.Send(within(t, soon), &mapping.Envelope{Device: "d1"}))
 	})
 }
 
@@ -202,20 +208,24 @@ func TestHubTokenRenewal(t *testing.T) {
 	t.Parallel()
 	h := bridgetest.RunHub(t, "d1")
 	o := options(h)
-	o.TokenLifetime = 3 * time.Second
+	o.TokenLifetime = 12 * time.Second
 	c := run(t, o)
-	ctx := within(t, 30*time.Second)
+	ctx := within(t, 2*soon)
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 	first := c.Stats().TokenExpires
-	require.Eventually(t, func() bool { return time.Now().After(first.Add(time.Second)) }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return time.Now().After(first.Add(time.Second)) }, soon, 50*time.Millisecond)
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 	require.Zero(t, c.Stats().Reconnects)
 
 	// Renewals that are withheld past the expiry cost the connection, and nothing else.
-	cancel := h.Faults().Add(fault.PutToken, 0, nil, fault.Action{Kind: fault.Withhold})
-	require.Eventually(t, func() bool { return !c.Stats().Connected }, 10*time.Second, 5*time.Millisecond)
-	cancel()
+	o.TokenLifetime = 2 * time.Second
+	c = run(t, o)
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
+	cancel := h.Faults().Add(fault.PutToken, 0, nil, fault.Action{Kind: fault.Withhold})
+	require.Eventually(t, func() bool { return !c.Stats().Connected }, soon, 5*time.Millisecond)
+	cancel()
+	// A new connection whose token was withheld as well is given up after 30 s.
+	require.NoError(t, c.Send(within(t, 2*soon), &mapping.Envelope{Device: "d1"}))
 }
 
 // One hub after another on the same address: every message is accepted by one of
@@ -227,12 +237,12 @@ func TestHubRestarts(t *testing.T) {
 	require.NoError(t, err)
 	service, err := first.ConnectionString("service")
 	require.NoError(t, err)
-	address := first.AMQPAddr()
-	c := run(t, hubservice.Options{ConnectionString: service, Address: address, RootCAs: first.RootCAs(),
+	link := bridgetest.RunLink(t, first.AMQPAddr()) // keeps the address, which another process could take between the two
+	c := run(t, hubservice.Options{ConnectionString: service, Address: link.Addr(), RootCAs: first.RootCAs(),
 		ReconnectMin: 5 * time.Millisecond, ReconnectMax: 50 * time.Millisecond})
 
 	const each = 40
-	ctx := within(t, 30*time.Second)
+	ctx := within(t, 2*soon)
 	var wg sync.WaitGroup
 	var sent atomic.Int64
 	for _, d := range devices {
@@ -245,7 +255,7 @@ func TestHubRestarts(t *testing.T) {
 			}
 		})
 	}
-	require.Eventually(t, func() bool { return sent.Load() > 20 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return sent.Load() > 20 }, soon, time.Millisecond)
 	logs := map[string][]string{}
 	collect := func(h *emulator.Hub) {
 		for _, d := range devices {
@@ -256,8 +266,9 @@ func TestHubRestarts(t *testing.T) {
 	}
 	require.NoError(t, first.Close())
 	collect(first)
-	second, err := emulator.Start(emulator.Options{DataDir: data, Devices: devices, AMQPS: address})
+	second, err := emulator.Start(emulator.Options{DataDir: data, Devices: devices})
 	require.NoError(t, err)
+	link.Target(second.AMQPAddr())
 	defer func() { require.NoError(t, second.Close()) }()
 	wg.Wait()
 	require.NoError(t, ctx.Err())
@@ -287,7 +298,7 @@ func BenchmarkSend(b *testing.B) {
 	c := run(b, options(h))
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	require.Eventually(b, func() bool { return c.Ready() == nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(b, func() bool { return c.Ready() == nil }, soon, time.Millisecond)
 	body := make([]byte, 256)
 	b.ReportAllocs()
 	b.ResetTimer()

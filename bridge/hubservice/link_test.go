@@ -5,9 +5,6 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
-	"log/slog"
-	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,110 +12,10 @@ import (
 
 	"github.com/Azure/go-amqp"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"downlink/bridge"
 	"downlink/mapping"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// logBuffer is a log that a test can read while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// requireLogged waits until the log has text: what a client tells in its Stats it
-// may log a moment later.
-func requireLogged(t *testing.T, log *logBuffer, text string) {
-	t.Helper()
-	require.Eventually(t, func() bool { return strings.Contains(log.String(), text) }, 5*time.Second, time.Millisecond)
-}
-
-// requireLoggedTimes is requireLogged for a text that comes n times and no more.
-func requireLoggedTimes(t *testing.T, log *logBuffer, n int, text string) {
-	t.Helper()
-	count := func() int { return strings.Count(log.String(), text) }
-	require.Eventually(t, func() bool { return count() >= n }, 5*time.Second, time.Millisecond)
-	require.Equal(t, n, count(), log.String())
-}
-
-func testOptions(p *peer) Options {
-	return Options{
-		ConnectionString: "HostName=localhost;SharedAccessKeyName=service;SharedAccessKey=" + testKey,
-		Address:          p.ln.Addr().String(),
-		RootCAs:          p.roots,
-		ReconnectMin:     5 * time.Millisecond,
-		ReconnectMax:     50 * time.Millisecond,
-	}
-}
-
-// runClient runs a client until the test ends. Whatever it logs never contains
-// the key or a signature.
-func runClient(t *testing.T, o Options, change ...func(*Client)) (*Client, *logBuffer) {
-	t.Helper()
-	log := &logBuffer{}
-	o.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	c, err := New(o)
-	require.NoError(t, err)
-	for _, f := range change {
-		f(c)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- c.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		require.NoError(t, <-done)
-		require.NotContains(t, log.String(), testKey)
-		require.NotContains(t, log.String(), otherKey)
-		require.NotContains(t, log.String(), "sig=")
-		if t.Failed() {
-			t.Log(log.String())
-		}
-	})
-	return c, log
-}
-
-// command is the vector's envelope without its expiry, which is over.
-func command() *mapping.Envelope {
-	e := envelope()
-	e.ExpiresAt = time.Time{}
-	return e
-}
-
-func ctxTimeout(t *testing.T, d time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func requireReady(t *testing.T, c *Client) {
-	t.Helper()
-	require.Eventually(t, func() bool { return c.Ready() == nil }, 10*time.Second, time.Millisecond)
-}
-
-func requireClass(t *testing.T, err error, class bridge.Class) *bridge.Error {
-	t.Helper()
-	var e *bridge.Error
-	require.ErrorAs(t, err, &e)
-	require.Equal(t, class.String(), e.Class.String(), "%v", err)
-	return e
-}
 
 func TestSendOutcomes(t *testing.T) {
 	var state atomic.Value
@@ -128,7 +25,7 @@ func TestSendOutcomes(t *testing.T) {
 		c.settle(id, state.Load().([]byte))
 	}})
 	c, _ := runClient(t, testOptions(p))
-	ctx := ctxTimeout(t, 10*time.Second)
+	ctx := ctxTimeout(t, soon)
 
 	state.Store(accepted)
 	require.NoError(t, c.Send(ctx, command()))
@@ -168,7 +65,7 @@ func TestSendLargeAndUnsettled(t *testing.T) {
 	c, _ := runClient(t, testOptions(p))
 	e := command()
 	e.Body = bytes.Repeat([]byte("0123456789abcdef"), 64<<10/16+100)
-	require.NoError(t, c.Send(ctxTimeout(t, 10*time.Second), e))
+	require.NoError(t, c.Send(ctxTimeout(t, soon), e))
 	want, err := appendMessage(nil, e)
 	require.NoError(t, err)
 	require.Equal(t, want, got.Load())
@@ -187,7 +84,7 @@ func TestExpiredNeverReachesTheWire(t *testing.T) {
 	} {
 		m := command()
 		m.ExpiresAt, m.SendBy = e.ExpiresAt, e.SendBy
-		err := requireClass(t, c.Send(ctxTimeout(t, 10*time.Second), m), bridge.Refused)
+		err := requireClass(t, c.Send(ctxTimeout(t, soon), m), bridge.Refused)
 		require.Equal(t, bridge.ReasonExpired, err.Reason, name)
 	}
 	require.Zero(t, transfers.Load())
@@ -195,10 +92,6 @@ func TestExpiredNeverReachesTheWire(t *testing.T) {
 
 // Nobody takes what waits for a connection or for credit, and yet its time runs out.
 func TestExpiresWhileItWaitsForALink(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	nobody := ln.Addr().String()
-	require.NoError(t, ln.Close())
 	for name, address := range map[string]string{"no hub": nobody, "no credit": ""} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -208,7 +101,7 @@ func TestExpiresWhileItWaitsForALink(t *testing.T) {
 				o.Address = address
 			}
 			c, _ := runClient(t, o)
-			ctx, cancel := context.WithCancel(ctxTimeout(t, 20*time.Second))
+			ctx, cancel := context.WithCancel(ctxTimeout(t, 2*soon))
 			var wg sync.WaitGroup
 			defer wg.Wait()
 			defer cancel()
@@ -217,7 +110,7 @@ func TestExpiresWhileItWaitsForALink(t *testing.T) {
 				still.Add(1)
 				wg.Go(func() { _ = c.Send(ctx, command()); still.Add(-1) })
 			}
-			require.Eventually(t, func() bool { return c.Stats().InFlight == 3 }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return c.Stats().InFlight == 3 }, soon, time.Millisecond)
 			for range 2 {
 				e := command()
 				e.SendBy = time.Now().Add(50 * time.Millisecond)
@@ -248,7 +141,7 @@ func TestLinkLostInFlight(t *testing.T) {
 				c.settle(id, accepted)
 			}})
 			c, log := runClient(t, testOptions(p))
-			ctx := ctxTimeout(t, 10*time.Second)
+			ctx := ctxTimeout(t, soon)
 			err := requireClass(t, c.Send(ctx, command()), bridge.LinkLost)
 			require.NotContains(t, err.Error(), "*Error{")
 			require.NoError(t, c.Send(ctx, command()), "the next one waits for the new connection")
@@ -265,16 +158,17 @@ func TestNoCreditIsNotInFlight(t *testing.T) {
 	p := runPeer(t, script{noCredit: true})
 	o := testOptions(p)
 	c, _ := runClient(t, o)
-	ctx := ctxTimeout(t, 10*time.Second)
+	ctx := ctxTimeout(t, soon)
 	result := make(chan error, 1)
 	go func() { result <- c.Send(ctx, command()) }()
 	requireReady(t, c)
 	for range 4 { // more often than the engine would bear a lost link
 		n := p.opened()
-		require.Eventually(t, func() bool { return c.Stats().InFlight == 1 && c.Ready() == nil }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return c.Stats().InFlight == 1 && c.Ready() == nil }, soon, time.Millisecond)
 		p.last().close("amqp:connection:forced")
-		require.Eventually(t, func() bool { return p.opened() > n }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return p.opened() > n }, soon, time.Millisecond)
 	}
+	requireReady(t, c) // on a link without credit still: with some, the message could be in flight at the close
 	p.set(func(s *script) { s.noCredit = false })
 	p.last().close("amqp:connection:forced")
 	require.NoError(t, <-result)
@@ -298,12 +192,12 @@ func TestIdleLinkClosed(t *testing.T) {
 				requireReady(t, c)
 				require.Equal(t, n, p.opened())
 				x.closeIdle(p.last())
-				require.Eventually(t, func() bool { return p.opened() == n+1 }, 5*time.Second, time.Millisecond)
+				require.Eventually(t, func() bool { return p.opened() == n+1 }, soon, time.Millisecond)
 			}
 			requireReady(t, c)
 			require.Equal(t, 3, c.Stats().Reconnects)
 			requireLoggedTimes(t, log, 3, x.cause)
-			require.NoError(t, c.Send(ctxTimeout(t, 5*time.Second), command()))
+			require.NoError(t, c.Send(ctxTimeout(t, soon), command()))
 		})
 	}
 }
@@ -311,15 +205,15 @@ func TestIdleLinkClosed(t *testing.T) {
 func TestSilentHubReplacesTheConnection(t *testing.T) {
 	p := runPeer(t, script{transfer: func(*peerConn, uint32, []byte) {}})
 	o := testOptions(p)
-	o.Stall = 100 * time.Millisecond
+	o.Stall = time.Second // long enough for the answer to the second message
 	c, log := runClient(t, o)
-	ctx := ctxTimeout(t, 10*time.Second)
+	ctx := ctxTimeout(t, soon)
 	err := c.Send(ctx, command())
 	requireClass(t, err, bridge.Resend) // no proof against the message
-	require.ErrorContains(t, err, "no answer from the hub for 100ms with sends waiting")
+	require.ErrorContains(t, err, "no answer from the hub for 1s with sends waiting")
 	p.set(func(s *script) { s.transfer = nil })
 	require.NoError(t, c.Send(ctx, command()))
-	requireLogged(t, log, "no answer from the hub for 100ms")
+	requireLogged(t, log, "no answer from the hub for 1s")
 }
 
 // One slow message does not cost the link as long as others move.
@@ -334,9 +228,9 @@ func TestSlowMessageIsLeftAlone(t *testing.T) {
 		}
 	}})
 	o := testOptions(p)
-	o.Stall = 600 * time.Millisecond
+	o.Stall = 1500 * time.Millisecond
 	c, _ := runClient(t, o)
-	ctx := ctxTimeout(t, 20*time.Second)
+	ctx := ctxTimeout(t, soon)
 	result := make(chan error, 1)
 	go func() { result <- c.Send(ctx, command()) }()
 	var id uint32
@@ -355,31 +249,27 @@ func TestSlowMessageIsLeftAlone(t *testing.T) {
 
 // A Send that is given up does not make the watchdog think that one waits.
 func TestAbandonedSendDoesNotStall(t *testing.T) {
-	p := runPeer(t, script{transfer: func(*peerConn, uint32, []byte) {}})
+	ctx, giveUp := context.WithCancel(ctxTimeout(t, soon))
+	p := runPeer(t, script{transfer: func(*peerConn, uint32, []byte) { giveUp() }})
 	o := testOptions(p)
-	o.Stall = 100 * time.Millisecond
+	o.Stall = 200 * time.Millisecond
 	c, _ := runClient(t, o)
-	requireReady(t, c)
-	err := c.Send(ctxTimeout(t, 20*time.Millisecond), command())
-	require.ErrorIs(t, err, context.DeadlineExceeded)
+	err := c.Send(ctx, command())
+	require.ErrorIs(t, err, context.Canceled)
 	require.ErrorContains(t, err, "hub main: no answer yet, so whether the hub has the message is not known")
 	require.Never(t, func() bool { return p.opened() > 1 }, 3*o.Stall, 10*time.Millisecond)
 }
 
 func TestSendBeforeAndWithoutHub(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	address := ln.Addr().String()
-	require.NoError(t, ln.Close())
-
 	c, log := runClient(t, Options{
 		Hub:              "west",
 		ConnectionString: "HostName=localhost;SharedAccessKeyName=service;SharedAccessKey=" + testKey,
-		Address:          address, ReconnectMin: time.Millisecond, ReconnectMax: 10 * time.Millisecond,
+		Address:          nobody, ReconnectMin: time.Millisecond, ReconnectMax: 10 * time.Millisecond,
 	})
-	err = c.Send(ctxTimeout(t, 100*time.Millisecond), command())
+	requireNotReady(t, c, "connection refused")
+	err := c.Send(ctxTimeout(t, 100*time.Millisecond), command())
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.ErrorContains(t, err, "not sent: context deadline exceeded: hub west: not connected: dial tcp "+address)
+	require.ErrorContains(t, err, "not sent: context deadline exceeded: hub west: not connected: dial tcp "+nobody)
 	require.ErrorContains(t, err, "connection refused")
 	requireLoggedTimes(t, log, 1, "level=WARN")
 }
@@ -389,16 +279,12 @@ func TestCertificatesAreVerified(t *testing.T) {
 	o := testOptions(p)
 	o.RootCAs = x509.NewCertPool()
 	c, _ := runClient(t, o)
-	require.Eventually(t, func() bool {
-		return strings.Contains(c.Ready().Error(), "name its file in ca_file")
-	}, 10*time.Second, time.Millisecond)
+	requireNotReady(t, c, "name its file in ca_file")
 
 	o = testOptions(p)
 	o.ConnectionString = "HostName=hub.example;SharedAccessKeyName=service;SharedAccessKey=" + testKey
 	c, _ = runClient(t, o)
-	require.Eventually(t, func() bool {
-		return strings.Contains(c.Ready().Error(), "certificate is valid for localhost, not hub.example")
-	}, 10*time.Second, time.Millisecond)
+	requireNotReady(t, c, "certificate is valid for localhost, not hub.example")
 	require.Zero(t, p.opened())
 }
 
@@ -413,13 +299,13 @@ func TestWindowBoundsTheUnsettled(t *testing.T) {
 	o := testOptions(p)
 	o.Window = 4
 	c, _ := runClient(t, o)
-	ctx := ctxTimeout(t, 10*time.Second)
+	ctx := ctxTimeout(t, soon)
 	var wg sync.WaitGroup
 	for range 10 {
 		wg.Go(func() { requireNoErrorAsync(t, c.Send(ctx, command())) })
 	}
 	count := func() int { mu.Lock(); defer mu.Unlock(); return len(held) }
-	require.Eventually(t, func() bool { return count() == 4 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return count() == 4 }, soon, time.Millisecond)
 	require.Never(t, func() bool { return count() > 4 || c.Stats().InFlight > 4 }, 50*time.Millisecond, 5*time.Millisecond)
 	p.set(func(s *script) { s.transfer = nil })
 	mu.Lock()
@@ -446,7 +332,7 @@ func TestSendAfterRun(t *testing.T) {
 	requireReady(t, c)
 	result := make(chan error, 1)
 	go func() { result <- c.Send(context.Background(), command()) }()
-	require.Eventually(t, func() bool { return c.Stats().InFlight == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return c.Stats().InFlight == 1 }, soon, time.Millisecond)
 	cancel()
 	require.NoError(t, <-done)
 	requireClass(t, <-result, bridge.LinkLost)
@@ -477,7 +363,7 @@ func TestManySendersThroughLosses(t *testing.T) {
 		c.settle(id, accepted)
 	}})
 	c, _ := runClient(t, testOptions(p))
-	ctx := ctxTimeout(t, 30*time.Second)
+	ctx := ctxTimeout(t, 2*soon)
 	var wg sync.WaitGroup
 	for device := range 20 {
 		wg.Go(func() {
@@ -507,14 +393,14 @@ func TestAnswersLinkClosed(t *testing.T) {
 	t.Parallel()
 	p := runPeer(t, script{})
 	o := testOptions(p)
-	o.TokenLifetime = 4 * time.Second
+	o.TokenLifetime = 8 * time.Second
 	c, _ := runClient(t, o)
-	ctx := ctxTimeout(t, 20*time.Second)
+	ctx := ctxTimeout(t, 2*soon)
 	require.NoError(t, c.Send(ctx, command()))
 	p.last().detachAnswers()
 	require.NoError(t, c.Send(ctx, command()))
 	require.Never(t, func() bool { return p.opened() > 1 }, 1500*time.Millisecond, 10*time.Millisecond)
 	require.NoError(t, c.Send(ctx, command()))
-	require.Eventually(t, func() bool { return p.opened() == 2 && c.Ready() == nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return p.opened() == 2 && c.Ready() == nil }, soon, 20*time.Millisecond)
 	require.NoError(t, c.Send(ctx, command()))
 }

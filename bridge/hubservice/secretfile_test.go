@@ -73,25 +73,25 @@ func TestSecretFileRotates(t *testing.T) {
 			require.NoError(t, err)
 			c.SetCheck(5 * time.Millisecond)
 			runThis(t, c)
-			ctx := within(t, 30*time.Second)
+			ctx := within(t, 2*soon)
 			require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 
 			x.set(wrong)
 			require.Eventually(t, func() bool {
 				return strings.Contains(fmt.Sprint(c.Ready()), "cannot renew the token, which expires at ")
-			}, 10*time.Second, time.Millisecond)
+			}, soon, time.Millisecond)
 			require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 			x.set(second)
-			require.Eventually(t, func() bool { return c.Ready() == nil }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return c.Ready() == nil }, soon, time.Millisecond)
 
 			x.set("HostName=localhost;DeviceId=d1;SharedAccessKey=AAAA")
 			require.Eventually(t, func() bool {
 				return strings.Contains(c.Stats().Notice, x.file+": a device connection string; the bridge needs the hub's")
-			}, 10*time.Second, time.Millisecond)
+			}, soon, time.Millisecond)
 			require.NoError(t, os.Remove(x.file))
 			require.Eventually(t, func() bool {
 				return strings.Contains(c.Stats().Notice, "connection_string_file: cannot read the secret from "+x.file)
-			}, 10*time.Second, time.Millisecond)
+			}, soon, time.Millisecond)
 			require.NoError(t, c.Ready(), "what was read before goes on")
 			require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 			require.Zero(t, c.Stats().Reconnects)
@@ -110,7 +110,7 @@ func TestReadyMadeToken(t *testing.T) {
 		return "HostName=localhost;SharedAccessSignature=" + sas.Sign("localhost", "service", keys.Key, time.Now().Add(d))
 	}
 	file := filepath.Join(t.TempDir(), "hub")
-	require.NoError(t, os.WriteFile(file, []byte(ready(5*time.Second)), 0o600))
+	require.NoError(t, os.WriteFile(file, []byte(ready(8*time.Second)), 0o600))
 	hub := config.Hub{ConnectionStringFile: file}
 	o := options(h)
 	o.ConnectionString, _, err = hub.ReadAgain()
@@ -120,12 +120,12 @@ func TestReadyMadeToken(t *testing.T) {
 	require.NoError(t, err)
 	c.SetCheck(5 * time.Millisecond)
 	runThis(t, c)
-	ctx := within(t, 30*time.Second)
+	ctx := within(t, 2*soon)
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 	expires := c.Stats().TokenExpires
 	require.NoError(t, os.WriteFile(file, []byte(ready(time.Hour)), 0o600))
-	require.Eventually(t, func() bool { return c.Stats().TokenExpires.After(expires) }, 10*time.Second, time.Millisecond)
-	require.Eventually(t, func() bool { return time.Now().After(expires.Add(time.Second)) }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return c.Stats().TokenExpires.After(expires) }, soon, time.Millisecond)
+	require.Eventually(t, func() bool { return time.Now().After(expires.Add(time.Second)) }, soon, 50*time.Millisecond)
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 	require.Zero(t, c.Stats().Reconnects)
 }

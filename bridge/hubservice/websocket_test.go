@@ -34,7 +34,7 @@ func webSocketOptions(h *bridgetest.Hub) hubservice.Options {
 func TestWebSocket(t *testing.T) {
 	h := bridgetest.RunHub(t, "d1", "d2")
 	c := run(t, webSocketOptions(h))
-	ctx := within(t, 30*time.Second)
+	ctx := within(t, 2*soon)
 	big := bytes.Repeat([]byte("0123456789abcdef"), 4000) // more than one frame of the hub's
 	require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1", MessageID: "m1", Body: big}))
 	require.Equal(t, big, h.Queue("d1")[0].Message.Body)
@@ -64,9 +64,9 @@ func TestWebSocket(t *testing.T) {
 func TestWebSocketCountsWhatLeft(t *testing.T) {
 	h := bridgetest.RunHub(t, "d1")
 	o := webSocketOptions(h)
-	o.Stall = 200 * time.Millisecond
+	o.Stall = 2 * time.Second // long enough for all that there is credit for to leave, and for what is not withheld to be answered
 	c := run(t, o)
-	ctx := within(t, 30*time.Second)
+	ctx := within(t, 2*soon)
 	// The hub keeps 100 transfers to itself and with them all the credit there is.
 	stop := h.Faults().Add(fault.Transfer, 100, nil, fault.Action{Kind: fault.Withhold})
 	defer stop()
@@ -162,14 +162,14 @@ func TestWebSocketThroughAProxy(t *testing.T) {
 				return c
 			}
 			c := client(url.UserPassword("ann", "hush"))
-			require.NoError(t, c.Send(within(t, 20*time.Second), &mapping.Envelope{Device: "d1"}))
+			require.NoError(t, c.Send(within(t, soon), &mapping.Envelope{Device: "d1"}))
 			p.mu.Lock()
 			require.Equal(t, []string{"CONNECT localhost:443"}, p.asked)
 			require.Equal(t, []string{"Basic YW5uOmh1c2g="}, p.auth)
 			p.mu.Unlock()
 
 			c = client(nil)
-			require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "Proxy Authentication Required") }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "Proxy Authentication Required") }, soon, time.Millisecond)
 		})
 	}
 }
@@ -184,11 +184,11 @@ func TestWebSocketToSomethingElse(t *testing.T) {
 	o.ConnectionString = strings.Replace(o.ConnectionString, "localhost", "example.com", 1) // the name that httptest certifies
 	o.Address = other.Listener.Addr().String()
 	c := run(t, o)
-	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "name its file in ca_file") }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "name its file in ca_file") }, soon, time.Millisecond)
 	o.RootCAs = x509.NewCertPool()
 	o.RootCAs.AddCert(other.Certificate())
 	c = run(t, o)
-	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "got 404") }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(fmt.Sprint(c.Ready()), "got 404") }, soon, time.Millisecond)
 }
 
 // The hub sends empty frames when it is asked to: an idle connection stays, over
@@ -199,9 +199,9 @@ func TestIdleConnectionStays(t *testing.T) {
 	for name, o := range map[string]hubservice.Options{"amqp": options(h), "websocket": webSocketOptions(h)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			o.IdleTimeout = 2 * time.Second
+			o.IdleTimeout = 4 * time.Second
 			c := run(t, o)
-			require.Eventually(t, func() bool { return c.Ready() == nil }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return c.Ready() == nil }, soon, time.Millisecond)
 			require.Never(t, func() bool { return c.Ready() != nil || c.Stats().Reconnects > 0 }, 2*o.IdleTimeout+time.Second, 10*time.Millisecond)
 		})
 	}
@@ -277,13 +277,13 @@ func TestHalfOpenSocket(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := runFreezer(t, x.to)
 			o := x.o
-			o.Address, o.IdleTimeout = f.Addr().String(), time.Second
+			o.Address, o.IdleTimeout = f.Addr().String(), 2*time.Second
 			c := run(t, o)
-			ctx := within(t, 60*time.Second)
+			ctx := within(t, 2*soon)
 			require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
 			f.frozen.Store(true)
 			frozen := time.Now()
-			require.Eventually(t, func() bool { return c.Ready() != nil }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return c.Ready() != nil }, soon, time.Millisecond)
 			require.Less(t, time.Since(frozen), 5*o.IdleTimeout) // with time to spare on a busy machine
 			f.frozen.Store(false)
 			require.NoError(t, c.Send(ctx, &mapping.Envelope{Device: "d1"}))
