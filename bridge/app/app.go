@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -81,8 +82,10 @@ func (a *App) Run(ctx context.Context) error {
 		a.options.Logger.Info("started", "version", a.options.Version)
 	}
 	watched, stopWatch := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { a.watch(watched) })
+	defer watching.Wait() // it asks the parts, which close ends, and logs
 	defer stopWatch()
-	go a.watch(watched)
 	return a.parts.run(ctx)
 }
 

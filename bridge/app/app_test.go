@@ -18,6 +18,7 @@ import (
 	"downlink/bridge/bridgetest"
 	"downlink/bridge/config"
 	"downlink/bridge/emulator/fault"
+	"downlink/bridge/natsio"
 )
 
 func TestMain(m *testing.M) {
@@ -25,7 +26,8 @@ func TestMain(m *testing.M) {
 	bridgetest.VerifyTestMain(m)
 }
 
-const deadline = 30 * time.Second
+// deadline is how long anything may take on a machine that is busy with much else. What must come soon has a time of its own.
+const deadline = 2 * time.Minute
 
 // runApp runs a process with this configuration until the test ends.
 func runApp(t *testing.T, hub *bridgetest.Hub, text string) *app.App {
@@ -85,7 +87,7 @@ func (l *testLog) String() string {
 
 func (l *testLog) end() {
 	if l.t.Failed() {
-		l.t.Log(l.text.String())
+		l.t.Log(l.String())
 	}
 }
 
@@ -199,9 +201,10 @@ func publish(t *testing.T, js jetstream.JetStream, m *nats.Msg) {
 	require.NoError(t, err)
 }
 
-// read takes n messages from a stream, in order.
+// read takes n messages from a stream, in order; it waits for the stream as well.
 func read(t *testing.T, js jetstream.JetStream, stream string, n int) []jetstream.Msg {
 	t.Helper()
+	created(t, js, stream)
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
 	c, err := js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{})
@@ -394,8 +397,8 @@ func TestWrongKeyIsUnauthorizedAndSecret(t *testing.T) {
 			cancel()
 			require.NoError(t, <-ended)
 			key := wrong.ServiceConnectionString[strings.Index(wrong.ServiceConnectionString, "SharedAccessKey=")+len("SharedAccessKey="):]
-			require.NotContains(t, log.text.String(), key)
-			require.NotContains(t, log.text.String(), "sig=")
+			require.NotContains(t, log.String(), key)
+			require.NotContains(t, log.String(), "sig=")
 		})
 	}
 }
@@ -425,7 +428,7 @@ func TestMailboxThatCannotBeWrittenShows(t *testing.T) {
 	cfg.MaxAge = 0
 	_, err := cloud.JetStream(t).UpdateStream(t.Context(), cfg)
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return !strings.Contains(b.Ready().Error(), "MAILBOX") }, deadline, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return !strings.Contains(fmt.Sprint(b.Ready()), "MAILBOX") }, deadline, 10*time.Millisecond)
 }
 
 // TestStandby: two bridges of one name; the second is ready, and goes on at once when the first one stops.
@@ -439,11 +442,14 @@ func TestStandby(t *testing.T) {
 	js := cloud.JetStream(t)
 	publish(t, js, &nats.Msg{Subject: "cmd.s.a.x", Data: []byte("1")})
 	require.Eventually(t, func() bool { return len(hub.Queue("s-a")) == 1 }, deadline, time.Millisecond)
+	leases, err := js.KeyValue(t.Context(), natsio.LeaseBucket("downlink"))
+	require.NoError(t, err)
+	lease, err := leases.Get(t.Context(), "COMMANDS")
+	require.NoError(t, err)
 	stop()
-	stopped := time.Now()
 	publish(t, js, &nats.Msg{Subject: "cmd.s.a.x", Data: []byte("2")})
 	require.Eventually(t, func() bool { return len(hub.Queue("s-a")) == 2 }, deadline, time.Millisecond)
-	require.Less(t, time.Since(stopped), 5*time.Second, "the lease did not have to run out")
+	require.Less(t, time.Since(lease.Created()), 10*time.Second, "the lease did not have to run out")
 }
 
 func TestMissingPermissionIsNamedWithItsRoute(t *testing.T) {

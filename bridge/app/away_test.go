@@ -107,7 +107,7 @@ func (x away) run(t *testing.T) {
 	}
 	p.notReadyWithin(2*deadline, says...)
 	if !x.nats { // all of it is where it outlives the process
-		require.Eventually(t, func() bool { return p.count("DOWNLINK_MAILBOX") >= 200 }, deadline, tick)
+		require.Eventually(t, func() bool { return p.count("DOWNLINK_MAILBOX") >= 200 && p.acked() }, deadline, tick)
 	}
 
 	// Over some seconds: tries with growing pauses, and progress acks, leases and the like.

@@ -40,7 +40,7 @@ func TestNothingIsMappedBeforeTheLookups(t *testing.T) {
 	publish(t, js, nats.NewMsg("all.pumps"))
 
 	b := runApp(t, hub, fmt.Sprintf(lookupsYAML, cloud.URL(), groups))
-	runApp(t, hub, relayConfig(edge, "s-a", "s-b", "s-c"))
+	waitReady(t, runApp(t, hub, relayConfig(edge, "s-a", "s-b", "s-c")))
 	notReady(t, b, "lookup aliases: bucket aliases does not exist", "no message is mapped before it is read")
 	kv, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "aliases"})
 	require.NoError(t, err)

@@ -119,9 +119,15 @@ bridge:
     - {subject: "cmd.b.x", stream: COMMANDS, device: b, hub: away}
 `, cloud.URL(), secretFile(t, good.ServiceConnectionString), good.AMQPAddr(), good.CAFile(),
 		secretFile(t, away.ServiceConnectionString), link.Addr(), away.CAFile()))
-	notReady(t, a, "hub away: ", link.Addr())
 	js := cloud.JetStream(t)
-	created(t, js, "COMMANDS")
+	alone := func() { // else the consumer may not be there yet, and what was published before it is not new
+		t.Helper()
+		require.Eventually(t, func() bool {
+			err := a.Ready()
+			return err != nil && strings.HasPrefix(err.Error(), "hub away: ") && strings.Contains(err.Error(), link.Addr()) && !strings.Contains(err.Error(), "\n")
+		}, deadline, tick, "%v", a.Ready())
+	}
+	alone()
 	const n = 40
 	for i := range n {
 		for _, d := range []string{"b", "a"} {
@@ -129,10 +135,7 @@ bridge:
 		}
 	}
 	require.Eventually(t, func() bool { return len(good.Queue("a")) == n }, deadline, tick)
-	require.Eventually(t, func() bool {
-		err := a.Ready()
-		return err != nil && strings.HasPrefix(err.Error(), "hub away: ") && !strings.Contains(err.Error(), "\n")
-	}, deadline, tick, "%v", a.Ready())
+	alone()
 	require.Empty(t, away.Queue("b"))
 
 	link.Up()
@@ -170,7 +173,10 @@ func TestBothGone(t *testing.T) {
 				links[0], links[1] = links[1], links[0]
 			}
 			links[0].Up()
-			require.Eventually(t, func() bool { return a.Ready() != nil && !strings.Contains(a.Ready().Error(), links[0].Addr()) }, deadline, tick, "%v", a.Ready())
+			require.Eventually(t, func() bool {
+				err := a.Ready()
+				return err != nil && !strings.Contains(err.Error(), links[0].Addr())
+			}, deadline, tick, "%v", a.Ready())
 			links[1].Up()
 			waitReady(t, a)
 			last := fmt.Sprintf("%03d", n-1)

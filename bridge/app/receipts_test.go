@@ -128,7 +128,7 @@ func TestReceiptOfEachOutcome(t *testing.T) {
 	for _, device := range []string{"good", "bad", "weak", "purged"} {
 		x.send(device, "to-"+device)
 	}
-	x.send("late", "to-late", func(c *bridge.Correlation) { c.Expires = time.Now().Add(300 * time.Millisecond) })
+	x.send("late", "to-late", func(c *bridge.Correlation) { c.Expires = time.Now().Add(3 * time.Second) }) // enough to be sent on any machine
 	_, err := h.PurgeDevice("purged")
 	require.NoError(t, err)
 	told, all := receiptsOf(t, srv.JetStream(t), 10)
@@ -187,6 +187,8 @@ func TestFeedbackWhileNATSIsAway(t *testing.T) {
 		want = append(want, id+" accepted", id+" purged")
 	}
 	srv.Stop()
+	// Before it knows, it would take a second batch.
+	require.Eventually(t, func() bool { return x.store.Able() != nil }, deadline, time.Millisecond)
 	_, err := h.PurgeDevice("purged")
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { s := h.Feedback().Status(); return s.Records == 0 && s.Batches+s.Locked >= 3 }, deadline, time.Millisecond)

@@ -59,6 +59,25 @@ func unless(ok bool, missing string) error {
 	return errors.New(missing)
 }
 
+// TestRunEndsLast: once Run has returned nothing of it asks the parts any more, or logs.
+func TestRunEndsLast(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		asking := false
+		log := slog.New(slog.DiscardHandler)
+		a := &App{options: Options{Logger: log}, parts: stack{log: log}, checks: []func() error{func() error {
+			asking = true
+			time.Sleep(time.Minute)
+			asking = false
+			return nil
+		}}}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.NoError(t, a.Run(ctx))
+		require.False(t, asking)
+	})
+}
+
 // TestEmbeddedAddressInUse: told once, with the field and the remedy.
 func TestEmbeddedAddressInUse(t *testing.T) {
 	t.Parallel()

@@ -61,6 +61,19 @@ func (p *plant) completed(n int, devices ...string) (repeats int) {
 	return repeats
 }
 
+// underWay is how many messages of all the hub has accepted while the killed process had not settled them yet where they
+// come from: sends, deletes and acks that were on their way.
+func (p *plant) underWay(all int, devices ...string) int {
+	p.t.Helper()
+	c, err := p.js.Consumer(p.t.Context(), "COMMANDS", "downlink")
+	require.NoError(p.t, err)
+	n := p.count("DOWNLINK_MAILBOX") + c.CachedInfo().NumAckPending + int(c.CachedInfo().NumPending) - all
+	for _, d := range devices {
+		n += int(p.hub.Counts(d).Accepted)
+	}
+	return n
+}
+
 // TestWaitingSurvivesAKill: whatever messages wait for, those beyond a lane's bound go to the mailbox and the stream is read on; the
 // process is killed while it puts them there, and, with a full queue, again while the next one takes them
 // out. Nothing is lost, each device's order is kept, and at most what was under way is repeated.
@@ -91,15 +104,15 @@ func TestWaitingSurvivesAKill(t *testing.T) {
 			p.send("odd", before, meanwhile, devices...)
 			mend()
 			p.start()
-			kills := 0
+			underWay := 0
 			if reason == "full queue" {
-				kills++
 				require.Eventually(t, func() bool { return len(p.seen("w1")) > before/4 }, 2*deadline, time.Millisecond)
 				p.kill()
+				underWay = p.underWay(len(devices)*(before+meanwhile), devices...)
 				p.start()
 			}
 			repeats := p.completed(before+meanwhile, devices...)
-			require.LessOrEqual(t, repeats, kills*4*len(devices), "messages came again") // what was under way: sends, and deletes
+			require.LessOrEqual(t, repeats, underWay, "messages came again")
 			p.settled()
 			require.Zero(t, p.deadLetters())
 		})
@@ -211,7 +224,7 @@ func TestUrgentFirst(t *testing.T) {
 		p.send("odd", i, 1, "w1")
 		p.send("urgent", i, 1, "w2")
 	}
-	require.Eventually(t, func() bool { return p.status().Received == 80 }, deadline, tick)
+	require.Eventually(t, func() bool { return p.status().Received >= 80 }, deadline, tick)
 	p.toHub.Up()
 	p.completed(40, "w1")
 	p.completed(40, "w2")
@@ -231,8 +244,11 @@ func TestNoOrder(t *testing.T) {
 	p := runWaiting(t, "w1", "w2")
 	mend := p.script("transfer=delay:2s,times=always")
 	p.send("odd", 0, 100, "w1")
-	require.Eventually(t, func() bool { return p.status().Received == 100 }, deadline, tick)
-	require.Equal(t, 1, p.status().Hubs[0].InFlight)
+	require.Eventually(t, func() bool { // between two of them there is none for a moment
+		s := p.status()
+		require.LessOrEqual(t, s.Hubs[0].InFlight, 1)
+		return s.Received >= 100 && s.Hubs[0].InFlight == 1 // more if it lost the stream for a while
+	}, deadline, tick)
 	p.send("any", 0, 100, "w2")
 	require.Eventually(t, func() bool { return p.status().Hubs[0].InFlight > 5 }, deadline, tick)
 	mend()
@@ -254,7 +270,7 @@ func TestGroupAcrossAKill(t *testing.T) {
 	for _, d := range done {
 		require.Eventually(t, func() bool { return len(p.seen(d)) == 1 }, deadline, tick)
 	}
-	require.Eventually(t, func() bool { return p.count("DOWNLINK_MAILBOX") == 2 && p.deadLetters() == 1 }, deadline, tick)
+	require.Eventually(t, func() bool { return p.acked() && p.count("DOWNLINK_MAILBOX") == 2 && p.deadLetters() == 1 }, deadline, tick)
 	p.kill()
 	mend()
 	p.start()

@@ -23,16 +23,21 @@ import (
 type NATS struct {
 	opts *server.Options
 
-	mu   sync.Mutex
-	srv  *server.Server
-	port int // as of the first start; a restart keeps it
+	port int // held, so that it is free after a stop
+
+	mu  sync.Mutex
+	srv *server.Server
 }
+
+// patience is how long a server, or an answer of it, may take to come on a busy machine.
+const patience = 30 * time.Second
 
 // RunNATS starts a server. Each change may set credentials, TLS or anything else.
 func RunNATS(t testing.TB, changes ...func(*server.Options)) *NATS {
 	t.Helper()
-	n := &NATS{opts: &server.Options{
-		ServerName: "test", Host: "127.0.0.1", Port: server.RANDOM_PORT,
+	port := HoldPort(t)
+	n := &NATS{port: port, opts: &server.Options{
+		ServerName: "test", Host: "127.0.0.1", Port: port,
 		JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
 	}}
 	for _, change := range changes {
@@ -47,15 +52,10 @@ func (n *NATS) start(t testing.TB) {
 	t.Helper()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	opts := n.opts.Clone()
-	if n.port != 0 {
-		opts.Port = n.port
-	}
-	srv, err := server.NewServer(opts)
+	srv, err := server.NewServer(n.opts.Clone())
 	require.NoError(t, err)
 	srv.Start()
-	require.True(t, srv.ReadyForConnections(10*time.Second), "nats-server does not accept connections")
-	n.port = srv.Addr().(*net.TCPAddr).Port
+	require.True(t, srv.ReadyForConnections(patience), "nats-server does not accept connections")
 	n.srv = srv
 }
 
@@ -70,11 +70,7 @@ func (n *NATS) Server() *server.Server {
 func (n *NATS) URL() string { return "nats://" + n.Addr() }
 
 // Addr is the server's host:port.
-func (n *NATS) Addr() string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(n.port))
-}
+func (n *NATS) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(n.port)) }
 
 // Stop ends the server and waits for it. The store stays.
 func (n *NATS) Stop() {
@@ -99,7 +95,7 @@ func (n *NATS) Restart(t testing.TB) {
 // Conn connects with the options given; it is closed with the test.
 func (n *NATS) Conn(t testing.TB, opts ...nats.Option) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(n.URL(), append([]nats.Option{nats.MaxReconnects(-1), nats.ReconnectWait(50 * time.Millisecond)}, opts...)...)
+	nc, err := nats.Connect(n.URL(), append([]nats.Option{nats.Timeout(patience), nats.MaxReconnects(-1), nats.ReconnectWait(50 * time.Millisecond)}, opts...)...)
 	require.NoError(t, err)
 	t.Cleanup(nc.Close)
 	return nc
@@ -108,7 +104,7 @@ func (n *NATS) Conn(t testing.TB, opts ...nats.Option) *nats.Conn {
 // JetStream connects and returns its JetStream.
 func (n *NATS) JetStream(t testing.TB, opts ...nats.Option) jetstream.JetStream {
 	t.Helper()
-	js, err := jetstream.New(n.Conn(t, opts...))
+	js, err := jetstream.New(n.Conn(t, opts...), jetstream.WithDefaultTimeout(patience))
 	require.NoError(t, err)
 	return js
 }
@@ -122,7 +118,7 @@ func (n *NATS) CreateStream(t testing.TB, name string, subjects ...string) jetst
 // CreateStreamFrom makes a stream.
 func (n *NATS) CreateStreamFrom(t testing.TB, cfg jetstream.StreamConfig) jetstream.Stream {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	s, err := n.JetStream(t).CreateStream(ctx, cfg)
 	require.NoError(t, err)

@@ -11,13 +11,13 @@ import (
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
+	"downlink/bridge/bridgetest"
 	"downlink/bridge/hubdevice"
 	"downlink/bridge/internal/sas"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { bridgetest.VerifyTestMain(m) }
 
 func TestNewRefuses(t *testing.T) {
 	const secret = "c2VjcmV0LWtleS1tYXRlcmlhbA=="
@@ -164,8 +164,10 @@ func TestAckOfAnOldConnectionIsDropped(t *testing.T) {
 }
 
 func TestTokenRenewal(t *testing.T) {
+	t.Parallel()
 	p := runPeer(t)
-	c := newClient(t, p, func(o *hubdevice.Options) { o.TokenLifetime = 3 * time.Second })
+	// So long that a slow machine does not renew before the messages are there.
+	c := newClient(t, p, func(o *hubdevice.Options) { o.TokenLifetime, o.Grace = 8*time.Second, within })
 	run(t, c)
 	first := p.open(t)
 	token, err := sas.ParseToken(string(first.connect.Password))
@@ -190,7 +192,7 @@ func TestTokenRenewal(t *testing.T) {
 
 func TestShutdownWaitsForAcks(t *testing.T) {
 	p := runPeer(t)
-	c := newClient(t, p, nil)
+	c := newClient(t, p, func(o *hubdevice.Options) { o.Grace = within })
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
@@ -326,9 +328,10 @@ func TestUnknownCA(t *testing.T) {
 }
 
 func TestAnotherClientUsesTheIdentity(t *testing.T) {
+	t.Parallel()
 	p := runPeer(t)
 	c := newClient(t, p, nil)
-	c.Hurry(10*time.Millisecond, 10*time.Millisecond, time.Second)
+	c.Hurry(10*time.Millisecond, 10*time.Millisecond, 5*time.Second) // what the test itself ends lives for less, on any machine
 	run(t, c)
 	for range 3 {
 		require.NotContains(t, c.Ready().Error(), "another client")

@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"math/big"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -23,7 +24,7 @@ const (
 	host   = "hub.example.net"
 	device = "d1"
 	filter = "devices/d1/messages/devicebound/#"
-	within = 10 * time.Second
+	within = 30 * time.Second
 )
 
 var key = []byte("0123456789abcdef0123456789abcdef")
@@ -138,8 +139,8 @@ func (l *link) gone() {
 	for {
 		p, err := packets.ReadPacket(l.conn)
 		if err != nil {
-			var timeout net.Error
-			require.NotErrorAs(l.t, err, &timeout, "still open")
+			// Any other end will do: a client that closes with something unread, as a TLS ticket, resets the connection.
+			require.NotErrorIs(l.t, err, os.ErrDeadlineExceeded, "still open")
 			return
 		}
 		require.IsType(l.t, &packets.DisconnectPacket{}, p)

@@ -3,7 +3,6 @@ package natsio
 import (
 	"cmp"
 	"context"
-	"errors"
 	"slices"
 )
 
@@ -41,7 +40,7 @@ func (s *JetStreamSource) Own(ctx context.Context) error {
 	}
 	s.disown(s.tenure)
 	s.tenure, s.disowned = &tenure{t}, false
-	s.err = errors.New("stream " + s.o.Stream + ": not consuming yet")
+	s.err = s.notYet()
 	signal(s.own)
 	return nil
 }

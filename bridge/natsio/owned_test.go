@@ -107,6 +107,25 @@ func TestOwnedPullsOnlyWhileHeld(t *testing.T) {
 	require.Equal(t, []uint64{4, 5}, w.receives(5, 5*time.Second))
 }
 
+// TestOwnedIsNotReadyBeforeItConsumes: who has the lease does not stand by any more, also before Own has come to say so:
+// what is published before a durable that starts with what is new is there would be missed.
+func TestOwnedIsNotReadyBeforeItConsumes(t *testing.T) {
+	t.Parallel()
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	w := runOwnerAt(t, patient(), n.URL(), leased(t))
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.Error(t, w.source.Own(ended)) // stands by from now on
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	_, err := w.source.o.Lease.Acquire(ctx) // as Own does, up to here
+	require.NoError(t, err)
+	require.ErrorContains(t, w.source.Ready(), "not consuming yet")
+	w.own(30 * time.Second)
+	w.ready()
+}
+
 // In order: what the old owner held comes to the new one at once, in order, and only once.
 func TestOwnedHandover(t *testing.T) {
 	n := bridgetest.RunNATS(t)

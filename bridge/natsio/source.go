@@ -148,7 +148,14 @@ func (s *JetStreamSource) Ready() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.err == nil && s.o.Lease != nil && s.o.Lease.Held() && !s.holds() {
+		return s.notYet() // Own, which has the lease, is about to say so
+	}
 	return s.err
+}
+
+func (s *JetStreamSource) notYet() error {
+	return errors.New("stream " + s.o.Stream + ": not consuming yet")
 }
 
 // Receive blocks for the next delivery. It fails only when ctx is done, or with

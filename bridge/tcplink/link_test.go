@@ -58,7 +58,7 @@ func says(t *testing.T, c net.Conn, text string) {
 
 func hears(t *testing.T, c net.Conn, text string) {
 	t.Helper()
-	require.NoError(t, c.SetReadDeadline(time.Now().Add(5*time.Second)))
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(30*time.Second)))
 	got := make([]byte, len(text))
 	_, err := io.ReadFull(c, got)
 	require.NoError(t, err)
@@ -67,7 +67,7 @@ func hears(t *testing.T, c net.Conn, text string) {
 
 func ends(t *testing.T, c net.Conn) {
 	t.Helper()
-	require.NoError(t, c.SetReadDeadline(time.Now().Add(5*time.Second)))
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(30*time.Second)))
 	_, err := c.Read(make([]byte, 1))
 	require.Error(t, err)
 	require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "it is still open")
