@@ -144,7 +144,7 @@ func TestReceiptAnswers(t *testing.T) {
 		// What is answered comes before this mark, which takes the same way.
 		require.NoError(t, r.o.Conn.nc.Publish("reply.mark", nil))
 		require.NoError(t, end.Flush())
-		m, err := sub.NextMsg(5 * time.Second)
+		m, err := sub.NextMsg(20 * time.Second)
 		require.NoError(t, err)
 		require.Equal(t, x.answered, m.Subject != "reply.mark", "%+v", x)
 		if !x.answered {
@@ -159,7 +159,7 @@ func TestReceiptAnswers(t *testing.T) {
 			"Downlink-At": {"2026-01-02T03:04:05Z"}, "Downlink-Reason": {"expired"}, "Downlink-Condition": {"amqp:not-found"},
 			"traceparent": {c.Trace},
 		}, m.Header)
-		m, err = sub.NextMsg(5 * time.Second)
+		m, err = sub.NextMsg(20 * time.Second)
 		require.NoError(t, err)
 		require.Equal(t, "reply.mark", m.Subject)
 	}
@@ -467,7 +467,7 @@ func TestReceiptsNotReady(t *testing.T) {
 	require.Eventually(t, func() bool {
 		err := r.Ready()
 		return err != nil && err.Error() == unfit
-	}, 5*time.Second, time.Millisecond)
+	}, 30*time.Second, time.Millisecond)
 	require.NoError(t, r.Store(t.Context(), receipt(), bridge.Correlation{}))
 	require.EqualError(t, r.Ready(), unfit, "whatever else it can do")
 	_, err = NewReceipts(ReceiptsOptions{Conn: c, Name: "a.b"})
@@ -482,7 +482,7 @@ func TestReceiptsWithoutNATS(t *testing.T) {
 	run(t, r.Run)
 	require.NoError(t, r.Record(t.Context(), correlation()))
 	n.Stop()
-	require.Eventually(t, func() bool { return r.Able() != nil }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return r.Able() != nil }, 30*time.Second, time.Millisecond)
 	short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	require.Error(t, r.Store(short, receipt(), correlation()))
