@@ -25,7 +25,7 @@ const (
 	dialTimeout  = 3 * time.Second
 	pingInterval = 10 * time.Second // two missed: the link is dead, although TCP may take minutes to notice
 	apiTimeout   = 5 * time.Second
-	pageTimeout  = 30 * time.Second // for an answer of many megabytes; asked again too soon, a slow server never gets done
+	pageTimeout  = 30 * time.Second       // for an answer of many megabytes; asked again too soon, a slow server never gets done
 	firstWait    = 100 * time.Millisecond // back-off of everything that retries
 	longestWait  = 5 * time.Second
 	deniedFor    = time.Minute // how long a refused subject stays in Ready after its last refusal

@@ -179,13 +179,14 @@ func TestConnectRenewsExpiredCreds(t *testing.T) {
 	dir := t.TempDir()
 	file := write(t, dir, "bridge.creds", op.creds(t, time.Now().Add(2*time.Second)))
 	c := connect(t, Options{URLs: []string{n.URL()}, CredsFile: file})
-	// On a slow machine the first one may be over before it is used.
-	for renew := time.Now(); c.Ready() != nil; require.NoError(t, sleep(t.Context(), 5*time.Millisecond)) {
-		if time.Since(renew) > 3*time.Second {
-			renew = time.Now()
-			write(t, dir, "bridge.creds", op.creds(t, renew.Add(4*time.Second)))
+	renewed := time.Now()
+	require.Eventually(t, func() bool {
+		if time.Since(renewed) > 3*time.Second { // on a slow machine it may be over before it is used
+			renewed = time.Now()
+			write(t, dir, "bridge.creds", op.creds(t, renewed.Add(4*time.Second)))
 		}
-	}
+		return c.Ready() == nil
+	}, 30*time.Second, 5*time.Millisecond)
 	becomes(t, c.Ready, n.URL())
 	require.NoError(t, os.WriteFile(file, []byte(op.creds(t, time.Time{})), 0o600))
 	isReady(t, c)

@@ -128,7 +128,7 @@ func TestCoreSourceIsReadyOnceTheServerKnows(t *testing.T) {
 	require.NoError(t, err)
 	link.Stall()
 	run(t, s.Run)
-	require.Never(t, func() bool { return s.Ready() == nil }, 2*finishTimeout, 10*time.Millisecond)
+	stays(t, func() bool { return s.Ready() != nil }, 2*finishTimeout, 10*time.Millisecond)
 	link.Flow()
 	becomesReady(t, s.Ready)
 	nc := n.Conn(t)

@@ -189,7 +189,7 @@ func TestLeaseAfterASuspension(t *testing.T) {
 	lostWithin(t, lost, 20*time.Second)
 	away.Store(0) // a clock that is set back ends nothing
 	require.True(t, l.Held())
-	require.Never(t, func() bool { return !l.Held() }, patient().leaseValid+time.Second, 10*time.Millisecond)
+	stays(t, l.Held, patient().leaseValid+time.Second, 10*time.Millisecond)
 }
 
 // The server is away for less than the lease lasts: nothing happens. For longer: it is lost, and had again.
@@ -200,7 +200,7 @@ func TestLeaseThroughRestarts(t *testing.T) {
 	runLease(t, a)
 	lost := acquire(t, a, 20*time.Second)
 	n.Restart(t)
-	require.Never(t, func() bool { return !a.Held() }, steady().leaseValid+time.Second, 5*time.Millisecond)
+	stays(t, a.Held, steady().leaseValid+time.Second, 5*time.Millisecond)
 	kept(t, lost)
 	n.Stop()
 	require.Eventually(t, func() bool { return !a.Held() }, 30*time.Second, 5*time.Millisecond)
@@ -227,7 +227,7 @@ func TestLeaseRenewedWithoutKnowing(t *testing.T) {
 	_, err = kv.PutString(t.Context(), "S", a.id)
 	require.NoError(t, err)
 	runLease(t, a)
-	require.Never(t, func() bool { return !a.Held() }, steady().leaseValid+time.Second, 5*time.Millisecond)
+	stays(t, a.Held, steady().leaseValid+time.Second, 5*time.Millisecond)
 	kept(t, lost)
 	// And somebody takes it by force.
 	_, err = kv.PutString(t.Context(), "S", "somebody")

@@ -194,7 +194,7 @@ func TestOwnedStalledOwner(t *testing.T) {
 	for _, d := range open {
 		require.NoError(t, d.Ack(t.Context()))
 	}
-	require.Never(t, func() bool { return pendingOf(t, js).NumAckPending != 20 }, 2*quick().ackWait, 20*time.Millisecond,
+	stays(t, func() bool { return pendingOf(t, js).NumAckPending == 20 }, 2*quick().ackWait, 20*time.Millisecond,
 		"neither its acks nor its progress count")
 	a.disowned(20 * time.Second)
 	again := a.ownLater()
