@@ -51,7 +51,7 @@ func TestMailboxThroughFaults(t *testing.T) {
 				})
 			}
 			for k := int64(1); k <= faults; k++ {
-				require.Eventually(t, func() bool { return stored.Load() >= k*devices*each/(faults+1) }, 30*time.Second, time.Millisecond)
+				require.Eventually(t, func() bool { return stored.Load() >= k*devices*each/(faults+1) }, 2*time.Minute, time.Millisecond)
 				fault(t, n, link)
 			}
 			wg.Wait()
