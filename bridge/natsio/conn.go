@@ -25,6 +25,7 @@ const (
 	dialTimeout  = 3 * time.Second
 	pingInterval = 10 * time.Second // two missed: the link is dead, although TCP may take minutes to notice
 	apiTimeout   = 5 * time.Second
+	pageTimeout  = 30 * time.Second       // for an answer of many megabytes; asked again too soon, a slow server never gets done
 	firstWait    = 100 * time.Millisecond // back-off of everything that retries
 	longestWait  = 5 * time.Second
 	deniedFor    = time.Minute // how long a refused subject stays in Ready after its last refusal
@@ -164,7 +165,12 @@ func (c *Conn) endSession() {
 // request calls ask with a context for one request: five seconds at most, and not beyond the loss
 // of the connection, with which the answer is lost as well.
 func (c *Conn) request(ctx context.Context, ask func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	return c.requestFor(ctx, apiTimeout, ask)
+}
+
+// requestFor is request with another limit than five seconds.
+func (c *Conn) requestFor(ctx context.Context, limit time.Duration, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)

@@ -38,6 +38,7 @@ type CoreSource struct {
 	o    CoreOptions
 	subs []string // to subscribe to; no message is one of two's
 	log  *slog.Logger
+	wait time.Duration // for a word of the server; tests have it longer
 
 	msgs    chan *nats.Msg
 	dropped atomic.Uint64
@@ -60,7 +61,7 @@ func NewCoreSource(o CoreOptions) (*CoreSource, error) {
 		o.Pending = 8192
 	}
 	s := &CoreSource{
-		o: o, subs: disjoint(o.Subjects), log: logger(o.Logger),
+		o: o, subs: disjoint(o.Subjects), log: logger(o.Logger), wait: finishTimeout,
 		msgs: make(chan *nats.Msg, o.Pending), err: errors.New("core NATS: not subscribed yet"),
 	}
 	return s, nil
@@ -105,11 +106,8 @@ func (s *CoreSource) subscribe(ctx context.Context) error {
 	if err := s.subscribeAll(); err != nil {
 		return err
 	}
-	// Ready once the server knows. While it is away the reconnect tells it.
-	ctx, cancel := context.WithTimeout(ctx, finishTimeout)
-	defer cancel()
-	if s.o.Conn.nc.IsConnected() {
-		_ = s.o.Conn.nc.FlushWithContext(ctx)
+	// Ready once the server knows, however long that takes. While it is away the reconnect tells it.
+	for ctx.Err() == nil && s.o.Conn.nc.IsConnected() && !s.flushed(ctx) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -184,17 +182,26 @@ func (s *CoreSource) Drain() {
 	}
 }
 
-// finishTimeout bounds waiting for what is on its way from the server.
+// flushed reports whether the server has handled what was sent to it, and all that it sent before is
+// here. It waits for finishTimeout at most.
+func (s *CoreSource) flushed(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, s.wait)
+	defer cancel()
+	return s.o.Conn.nc.FlushWithContext(ctx) == nil
+}
+
+// finishTimeout bounds waiting for a server that says nothing.
 const finishTimeout = time.Second
 
 // Finish implements bridge.Finisher: it drains and returns what was not received yet.
 func (s *CoreSource) Finish(ctx context.Context) (left []bridge.Delivery) {
 	s.Drain()
-	ctx, cancel := context.WithTimeout(ctx, finishTimeout)
-	defer cancel()
-	// All that the server sent before it knew comes before its answer.
-	if s.o.Conn.nc.IsConnected() {
-		_ = s.o.Conn.nc.FlushWithContext(ctx)
+	// All that the server sent before it knew comes before its answer, which takes as long as that takes to come.
+	for n := -1; n < len(s.msgs) && ctx.Err() == nil && s.o.Conn.nc.IsConnected(); {
+		n = len(s.msgs)
+		if s.flushed(ctx) {
+			break
+		}
 	}
 	for {
 		select {

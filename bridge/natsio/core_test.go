@@ -46,7 +46,7 @@ func TestCoreSource(t *testing.T) {
 	answers := make(chan *nats.Msg, 2)
 	for range 2 {
 		go func() {
-			m, err := nc.Request("cmd.x.a", nil, 10*time.Second)
+			m, err := nc.Request("cmd.x.a", nil, time.Minute)
 			if err == nil {
 				answers <- m
 			}
@@ -86,7 +86,7 @@ func TestCoreSourceCountsWhatItLoses(t *testing.T) {
 	for i := range 25 {
 		require.NoError(t, nc.Publish("cmd.x", []byte(strconv.Itoa(i))))
 	}
-	require.Eventually(t, func() bool { return s.Dropped() == 15 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return s.Dropped() == 15 }, 30*time.Second, 10*time.Millisecond)
 	for i := range 10 {
 		d, err := s.Receive(t.Context())
 		require.NoError(t, err)
@@ -119,6 +119,24 @@ func TestCoreConflict(t *testing.T) {
 	require.Empty(t, got)
 }
 
+// Who is told that it is subscribed may publish at once, so the server has to know, however late it answers.
+func TestCoreSourceIsReadyOnceTheServerKnows(t *testing.T) {
+	t.Parallel()
+	n := bridgetest.RunNATS(t)
+	link := n.Link(t)
+	s, err := NewCoreSource(CoreOptions{Conn: connectTo(t, link.URL()), Queue: "q", Subjects: []string{"cmd.>"}})
+	require.NoError(t, err)
+	link.Stall()
+	run(t, s.Run)
+	stays(t, func() bool { return s.Ready() != nil }, 2*finishTimeout, 10*time.Millisecond)
+	link.Flow()
+	becomesReady(t, s.Ready)
+	nc := n.Conn(t)
+	require.NoError(t, nc.Publish("cmd.1", nil))
+	_, err = s.Receive(t.Context())
+	require.NoError(t, err)
+}
+
 // What the server has given to this process nobody else gets any more, so Finish must not lose it,
 // wherever on its way it is.
 func TestCoreSourceFinish(t *testing.T) {
@@ -132,7 +150,7 @@ func TestCoreSourceFinish(t *testing.T) {
 	require.NoError(t, err)
 	stop := run(t, s.Run)
 	defer stop()
-	require.Eventually(t, func() bool { return s.Ready() == nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Ready() == nil }, 30*time.Second, time.Millisecond)
 	nc := n.Conn(t)
 	require.NoError(t, nc.Publish("cmd.1", []byte("first")))
 	require.NoError(t, nc.Flush())
@@ -155,4 +173,26 @@ func TestCoreSourceFinish(t *testing.T) {
 	require.NoError(t, nc.Publish("cmd.1", []byte("late")))
 	require.NoError(t, nc.Flush())
 	require.Empty(t, s.Finish(t.Context()), "it takes nothing more")
+}
+
+// What is on its way may take long to come: as long as something comes, Finish waits for the rest.
+func TestCoreSourceFinishWaitsWhileMessagesCome(t *testing.T) {
+	t.Parallel()
+	n := bridgetest.RunNATS(t)
+	link := n.Link(t)
+	s, err := NewCoreSource(CoreOptions{Conn: connectTo(t, link.URL()), Queue: "q", Subjects: []string{"cmd.>"}})
+	require.NoError(t, err)
+	s.wait = 4 * time.Second
+	run(t, s.Run)
+	becomesReady(t, s.Ready)
+	link.Stall()
+	left := make(chan []bridge.Delivery, 1)
+	go func() { left <- s.Finish(t.Context()) }()
+	const total = 60
+	for i := range total { // as if each took so long
+		require.NoError(t, sleep(t.Context(), s.wait/40))
+		s.msgs <- &nats.Msg{Subject: "cmd.1", Data: []byte(strconv.Itoa(i))}
+	}
+	link.Flow()
+	require.Len(t, <-left, total)
 }

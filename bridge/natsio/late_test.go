@@ -24,9 +24,9 @@ func TestNothingIsStoredLate(t *testing.T) {
 	require.NoError(t, r.Record(t.Context(), c))
 	require.NoError(t, dead.Store(t.Context(), letter()))
 	link.Down()
-	require.Eventually(t, func() bool { return !away.nc.IsConnected() }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return !away.nc.IsConnected() }, 30*time.Second, time.Millisecond)
 
-	short, cancel := context.WithTimeout(t.Context(), time.Second)
+	short, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	begun := time.Now()
 	require.Error(t, r.Record(short, c))
@@ -40,7 +40,7 @@ func TestNothingIsStoredLate(t *testing.T) {
 	require.Error(t, err)
 	_, err = r.Overdue(short, time.Time{}, time.Now(), func([]*bridge.Found) error { return nil })
 	require.Error(t, err)
-	require.Less(t, time.Since(begun), 900*time.Millisecond, "nobody waits for a server that is known to be away")
+	require.Less(t, time.Since(begun), apiTimeout, "nobody waits for a server that is known to be away")
 
 	require.NoError(t, next.Store(t.Context(), accepted, c))
 	found, err := next.Find(t.Context(), "main", []bridge.Record{record(c, "")})
@@ -49,12 +49,12 @@ func TestNothingIsStoredLate(t *testing.T) {
 
 	link.Up()
 	becomesReady(t, away.Ready)
-	require.NoError(t, away.nc.FlushTimeout(5*time.Second))
+	require.NoError(t, away.nc.FlushTimeout(20*time.Second))
 	require.NoError(t, away.nc.Publish("prod.receipt.last.x.x", nil))
 	require.Eventually(t, func() bool {
 		m, err := other.leaderGet(t.Context(), "PROD_RECEIPTS", "prod.receipt.last.>")
 		return err == nil && m != nil
-	}, 5*time.Second, 5*time.Millisecond)
+	}, 30*time.Second, 5*time.Millisecond)
 	found, err = next.Find(t.Context(), "main", []bridge.Record{record(c, "")})
 	require.NoError(t, err)
 	require.Equal(t, bridge.StatusCompleted, found[0].Status, "what was told is not forgotten")

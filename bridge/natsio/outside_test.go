@@ -36,7 +36,7 @@ func TestOrderedPublisherRefusesASubjectOutsideItsStream(t *testing.T) {
 				require.Equal(t, mapping.ReasonBadSubject, e.Reason)
 				require.ErrorContains(t, e, "edge.d2.typo")
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			require.FailNow(t, "blocked", "%v", p.Ready())
 		}
 	}
@@ -52,7 +52,7 @@ func TestOrderedPublisherIsNotReadyForAStreamOfOtherSubjects(t *testing.T) {
 	require.Eventually(t, func() bool {
 		err := p.Ready()
 		return err != nil && strings.Contains(err.Error(), "stream EDGE stores other.>") && strings.Contains(err.Error(), "edge.>")
-	}, 10*time.Second, 10*time.Millisecond)
+	}, 30*time.Second, 10*time.Millisecond)
 }
 
 // A login that may not ask for the stream gets no answer; the reason is told, not the silence.

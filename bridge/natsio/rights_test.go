@@ -110,7 +110,7 @@ func TestProbeChangesNothing(t *testing.T) {
 	// The marker comes last, so that nothing can be on its way still.
 	require.NoError(t, p.nc.Publish("marker", nil))
 	for heard := ""; heard != "marker"; {
-		m, err := all.NextMsg(5 * time.Second)
+		m, err := all.NextMsg(20 * time.Second)
 		require.NoError(t, err)
 		heard = m.Subject
 		// The server tells of the two streams above when it gets to it. What a probe asked for would be heard itself.
@@ -241,7 +241,7 @@ func TestRightsInADomain(t *testing.T) {
 	require.NoError(t, err)
 	run(t, receipts.Run)
 
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // for all that follows
 	defer cancel()
 	if err := s.Own(ctx); err != nil {
 		t.Log(lease.Ready(), c.Ready())

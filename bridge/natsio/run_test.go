@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
+
 	"downlink/bridge"
 	"downlink/bridge/bridgetest"
 	"downlink/mapping"
@@ -29,6 +31,15 @@ func run(t testing.TB, part func(context.Context) error) (stop func()) {
 	stop = func() { cancel(); <-done }
 	t.Cleanup(stop)
 	return stop
+}
+
+// stays checks that something is so for a while. Unlike require.Never it looks on the test's own goroutine, so that
+// no look goes on behind it.
+func stays(t testing.TB, so func() bool, d, tick time.Duration, why ...any) {
+	t.Helper()
+	for end := time.Now().Add(d); time.Now().Before(end); require.NoError(t, sleep(t.Context(), tick)) {
+		require.True(t, so(), why...)
+	}
 }
 
 func letter() bridge.DeadLetter {

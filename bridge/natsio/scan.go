@@ -132,9 +132,20 @@ func (c *Conn) scanPart(ctx context.Context, o scanOptions, last uint64, each fu
 		if err := batch.Error(); err != nil && left > 0 {
 			return next, false, &partError{err}
 		}
-		if !got {
-			return next, false, nil // what was counted is gone
+		if got {
+			continue
 		}
+		// What was counted is gone, or it is late: the server knows.
+		asked, cancel := context.WithTimeout(ctx, apiTimeout)
+		info, err := cons.Info(asked)
+		cancel()
+		switch {
+		case err != nil:
+			return next, false, &partError{err}
+		case info.NumPending > 0 || info.Delivered.Consumer != seen:
+			return next, false, &partError{errors.New("its messages do not come")}
+		}
+		return next, false, nil
 	}
 	return next, false, nil
 }

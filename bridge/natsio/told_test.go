@@ -28,10 +28,9 @@ func storeMany(t testing.TB, n *bridgetest.NATS, r *Receipts, from, to int) {
 	for i := from; i < to; i++ {
 		m, err := r.message(completed(i), bridge.Correlation{})
 		require.NoError(t, err)
-		_, err = js.PublishMsgAsync(m)
-		require.NoError(t, err)
+		publishAsync(t, js, m)
 	}
-	<-js.PublishAsyncComplete()
+	allStored(t, js)
 }
 
 func isTold(t testing.TB, r *Receipts, rec bridge.Receipt, since time.Time) bool {
