@@ -114,7 +114,8 @@ func TestDemoTimeout(t *testing.T) {
 		"--device-connection-string-file", write(t, "device", hub.Devices["d1"]),
 		"--amqp-address", "127.0.0.1:1", "--mqtt-address", hub.MQTTS, "--ca-file", hub.CAFile)
 	require.Equal(t, exitFailed, got.code)
-	require.Regexp(t, `not ready within \S+s: .*127\.0\.0\.1:1`, got.stderr)
+	require.Contains(t, got.stderr, "not ready within ") // of several things that are missing the hub is one
+	require.Contains(t, got.stderr, "127.0.0.1:1:")
 }
 
 func TestProperties(t *testing.T) {
