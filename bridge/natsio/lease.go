@@ -156,14 +156,15 @@ func (l *Lease) Ready() error {
 // Acquire blocks until the lease is ours, however long another process holds it and however long the server is
 // away. The channel is closed when it is lost. It fails only when ctx is done. Run must be running.
 func (l *Lease) Acquire(ctx context.Context) (lost <-chan struct{}, err error) {
-	t, err := l.acquire(ctx)
+	t, err := l.acquire(ctx, func() {})
 	if err != nil {
 		return nil, err
 	}
 	return t.lost, nil
 }
 
-func (l *Lease) acquire(ctx context.Context) (*term, error) {
+// acquire is Acquire; standby is called whenever somebody else turns out to have it.
+func (l *Lease) acquire(ctx context.Context, standby func()) (*term, error) {
 	retry := newBackOff()
 	for {
 		if t := l.term.Load(); l.holds(t) {
@@ -172,6 +173,9 @@ func (l *Lease) acquire(ctx context.Context) (*term, error) {
 		t, err := l.try(ctx)
 		if ctx.Err() != nil && t == nil {
 			return nil, ctx.Err()
+		}
+		if t == nil && err == nil {
+			standby()
 		}
 		l.note(err)
 		wait := l.time.leasePoll

@@ -25,12 +25,7 @@ func (s *JetStreamSource) Own(ctx context.Context) error {
 	if s.o.Lease == nil {
 		return ctx.Err()
 	}
-	s.mu.Lock()
-	if s.err != nil && s.tenure == nil && !s.draining {
-		s.err = nil // standing by is well, the lease itself has a word in Ready
-	}
-	s.mu.Unlock()
-	t, err := s.o.Lease.acquire(ctx)
+	t, err := s.o.Lease.acquire(ctx, s.standBy)
 	if err != nil {
 		return err
 	}
@@ -44,6 +39,16 @@ func (s *JetStreamSource) Own(ctx context.Context) error {
 	s.err = errors.New("stream " + s.o.Stream + ": not consuming yet")
 	signal(s.own)
 	return nil
+}
+
+// standBy is for another process having the stream, which is well. As long as nobody is known to have it, it may be
+// ours, and then we are not ready before we consume.
+func (s *JetStreamSource) standBy() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil && s.tenure == nil && !s.draining {
+		s.err = nil
+	}
 }
 
 // Held reports whether the source is surely still ours. Without a lease it always is. Whoever was told

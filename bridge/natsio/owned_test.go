@@ -2,7 +2,9 @@ package natsio
 
 import (
 	"context"
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -81,6 +83,39 @@ func TestOwnedWithoutALease(t *testing.T) {
 }
 
 // Nothing is pulled, and nothing is looked up, before Own.
+// written is a log whose lines are each seen before the product goes on.
+type written func(line string)
+
+func (w written) Write(p []byte) (int, error) {
+	w(string(p))
+	return len(p), nil
+}
+
+// Who takes a stream that nobody has is not ready before it consumes, not even for a moment.
+func TestOwnedIsNotReadyTooSoon(t *testing.T) {
+	t.Parallel()
+	n := bridgetest.RunNATS(t)
+	n.CreateStream(t, "S", "cmd.>")
+	const owns = "this process owns the stream now"
+	var source *JetStreamSource
+	var ready []error
+	w := runOwnerAt(t, patient(), n.URL(), func(o *SourceOptions) {
+		log := slog.New(slog.NewTextHandler(written(func(line string) {
+			if strings.Contains(line, owns) {
+				ready = append(ready, source.Ready())
+			}
+		}), nil))
+		l, err := NewLease(LeaseOptions{Conn: o.Conn, Stream: o.Stream, Create: true, Logger: log})
+		require.NoError(t, err)
+		o.Lease = l
+	})
+	source = w.source
+	w.own(30 * time.Second)
+	require.Len(t, ready, 1)
+	require.ErrorContains(t, ready[0], "not consuming yet")
+	require.Eventually(t, func() bool { return source.Ready() == nil }, 30*time.Second, time.Millisecond)
+}
+
 func TestOwnedPullsOnlyWhileHeld(t *testing.T) {
 	t.Parallel()
 	n := bridgetest.RunNATS(t)
