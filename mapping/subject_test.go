@@ -183,9 +183,9 @@ func TestCoverOfVeryMany(t *testing.T) {
 	for i := range 20_000 {
 		in = append(in, fmt.Sprintf("cmd.site%d.fleet%d.*.>", i%300, i))
 	}
-	begin := time.Now()
+	begin := spent(t)
 	got := Cover(in, 256)
 	require.Equal(t, []string{"cmd.>"}, got)
 	require.Len(t, Cover(in[:256], 256), 256)
-	require.Less(t, time.Since(begin), 30*time.Second)
+	require.Less(t, spent(t)-begin, 30*time.Second)
 }

@@ -220,18 +220,21 @@ func (o *IsolationOptions) run(ctx context.Context, with bool) (h Healthy, t Tro
 	defer func() { err = errors.Join(err, p.stop()) }()
 
 	published := make(map[string]time.Time, n) // healthy ones alone
+	lost := 0                                  // published to unknown ones
 	body := bytes.Repeat([]byte("x"), 256)
 	begin := time.Now()
 	err = pace(ctx, o.Rate, n, func(i int) error {
 		device := f.all[i%len(f.all)]
-		healthy := device[0] == 'd'
-		if !healthy && !with {
+		if device[0] != 'd' && !with {
 			return nil
 		}
 		m := newCommand(stream, device, body)
 		m.Header.Set(idHeader, strconv.Itoa(i))
-		if healthy {
+		switch device[0] {
+		case 'd':
 			published[strconv.Itoa(i)] = time.Now()
+		case 'u':
+			lost++
 		}
 		_, err := w.js.PublishMsgAsync(m, jetstream.WithStallWait(time.Minute))
 		return err
@@ -256,9 +259,12 @@ func (o *IsolationOptions) run(ctx context.Context, with bool) (h Healthy, t Tro
 	}
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
 	h.P50, h.P99 = ms(spread.Quantile(times, 0.5)), ms(spread.Quantile(times, 0.99))
-	for _, d := range site(f.full) {
-		t.Refused += int(hub.Counts(d).Refused)
+	if with {
+		if err := troubled(ctx, hub, site(f.full), lost); err != nil {
+			return h, t, err
+		}
 	}
+	t.Refused = refused(hub, site(f.full))
 	for _, d := range site(f.slow) {
 		t.Slow += int(hub.Counts(d).Accepted) - queueLimit
 	}
@@ -275,6 +281,26 @@ func fillQueues(hub *emulator.Hub, devices []string) error {
 				return fmt.Errorf("filling the queue of %s: %w", d, err)
 			}
 		}
+	}
+	return nil
+}
+
+func refused(hub *emulator.Hub, devices []string) (n int) {
+	for _, d := range devices {
+		n += int(hub.Counts(d).Refused)
+	}
+	return n
+}
+
+// troubled waits until the hub has been sent the messages for unknown devices, of which there are lost, and one for a
+// full one: nothing holds those up, but the healthy ones do not wait for them.
+func troubled(ctx context.Context, hub *emulator.Hub, full []string, lost int) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("not within a minute"))
+	defer cancel()
+	if err := poll(ctx, 5*time.Millisecond, func() (bool, error) {
+		return hub.UnknownSends() >= lost && refused(hub, full) > 0, nil
+	}); err != nil {
+		return fmt.Errorf("%d of %d messages for unknown devices were sent, and %d for full ones: %w", hub.UnknownSends(), lost, refused(hub, full), err)
 	}
 	return nil
 }

@@ -68,7 +68,7 @@ func (l *minimalPart) run(ctx context.Context, ready func(Ready)) error {
 		return err
 	}
 	defer conn.Close()
-	nc, err := nats.Connect(l.NATS)
+	nc, err := nats.Connect(l.NATS, nats.Timeout(connectLimit))
 	if err != nil {
 		return err
 	}

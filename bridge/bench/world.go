@@ -41,6 +41,9 @@ type world struct {
 	streams int
 }
 
+// connectLimit is how long a NATS server may take to answer a client, on a busy machine.
+const connectLimit = 30 * time.Second
+
 func newWorld(ctx context.Context, command Command) (_ *world, err error) {
 	w := &world{command: command}
 	if w.dir, err = os.MkdirTemp("", "downlink-bench-"); err != nil {
@@ -54,7 +57,7 @@ func newWorld(ctx context.Context, command Command) (_ *world, err error) {
 	if w.nats, err = command.start(ctx, Spec{Part: "nats", NATS: &NATSSpec{StoreDir: filepath.Join(w.dir, "nats")}}); err != nil {
 		return nil, err
 	}
-	if w.nc, err = nats.Connect(w.nats.ready.URL, nats.MaxReconnects(0)); err != nil {
+	if w.nc, err = nats.Connect(w.nats.ready.URL, nats.MaxReconnects(0), nats.Timeout(connectLimit)); err != nil {
 		return nil, err
 	}
 	w.js, err = jetstream.New(w.nc, jetstream.WithPublishAsyncMaxPending(4096))

@@ -50,7 +50,7 @@ func TestBenchBridgeText(t *testing.T) {
 	got := cli(t, "bench", "bridge", "--messages", "500", "--devices", "30", "--pairs", "1", "--rate", "100", "--rate-for", "100ms")
 	require.Zero(t, got.code, got.stderr)
 	require.Regexp(t, `(?m)^round 1 +raw +\d+/s .* us  minimal +\d+/s .* us  bridge +\d+/s .* us +[\d.]+ MB$`, got.stdout)
-	require.Regexp(t, `(?m)^  throughput  bridge/minimal \d\.\d\d \(.* to .*\)  minimal/raw \d`, got.stdout)
+	require.Regexp(t, `(?m)^  throughput  bridge/minimal \d+\.\d\d \(.* to .*\)  minimal/raw \d`, got.stdout)
 	require.Regexp(t, `(?m)^  p99 +minimal `, got.stdout)
 }
 

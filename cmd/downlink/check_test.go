@@ -161,7 +161,7 @@ func TestCheckConnect(t *testing.T) {
 	// A device has a record of feedback for us, which stays.
 	require.NoError(t, s.hub.Enqueue(c2d.Message{To: "/devices/good/messages/devicebound", MessageID: "m", Ack: "full"}))
 	waiting := func() bool { f := s.hub.Feedback().Status(); return f.Batches == 1 && f.Locked == 0 }
-	require.Eventually(t, waiting, 20*time.Second, time.Millisecond)
+	require.Eventually(t, waiting, patience, time.Millisecond)
 
 	got := cli(t, "check", "--connect", s.file, "--side", "bridge")
 	require.Equal(t, exitOK, got.code, got.stdout+got.stderr)
@@ -243,7 +243,7 @@ func TestCheckConnectLeavesTheDeviceAlone(t *testing.T) {
 		}
 		return ""
 	}
-	require.Eventually(t, func() bool { return connected() != "" }, 20*time.Second, time.Millisecond, "%s", listener.errs)
+	require.Eventually(t, func() bool { return connected() != "" }, patience, time.Millisecond, "%s", listener.errs)
 	before := connected()
 	got := cli(t, "check", "--connect", s.file, "--side", "relay")
 	require.Equal(t, exitOK, got.code, got.stdout+got.stderr)

@@ -56,7 +56,7 @@ func TestCompose(t *testing.T) {
 		start(t, args...)
 		check := service.Healthcheck.Test
 		require.Equal(t, []string{"CMD", "/usr/local/bin/downlink"}, check[:2])
-		require.Eventually(t, func() bool { return cli(t, rewrite(check[2:], places)...).code == exitOK }, 30*time.Second, 20*time.Millisecond, "%s is not ready", name)
+		require.Eventually(t, func() bool { return cli(t, rewrite(check[2:], places)...).code == exitOK }, patience, 20*time.Millisecond, "%s is not ready", name)
 		for dependency, d := range service.DependsOn {
 			require.Contains(t, c.Services, dependency)
 			require.Equal(t, "service_healthy", d.Condition)
@@ -86,14 +86,14 @@ func TestCompose(t *testing.T) {
 	run("bridge", append(in("9464"), ca, ca+"\n      amqp_address: "+hub["5671"])...)
 	run("relay", append(append(in("9465"), in("4222")...), ca, ca+"\n      mqtt_address: "+hub["8883"])...)
 
-	nc, err := nats.Connect(server.URL())
+	nc, err := nats.Connect(server.URL(), nats.Timeout(patience))
 	require.NoError(t, err)
 	defer nc.Close()
 	js, err := jetstream.New(nc)
 	require.NoError(t, err)
 	_, err = js.Publish(t.Context(), "cmd.berlin.pump7.reboot", []byte("now"))
 	require.NoError(t, err)
-	edge, err := nats.Connect("nats://" + hub["4222"])
+	edge, err := nats.Connect("nats://"+hub["4222"], nats.Timeout(patience))
 	require.NoError(t, err)
 	defer edge.Close()
 	edgeStreams, err := jetstream.New(edge)
@@ -105,7 +105,7 @@ func TestCompose(t *testing.T) {
 		}
 		m, err := s.GetLastMsgForSubject(t.Context(), "edge.berlin-pump7.reboot")
 		return err == nil && string(m.Data) == "now"
-	}, 30*time.Second, 10*time.Millisecond)
+	}, patience, 10*time.Millisecond)
 }
 
 // rewrite puts places into the arguments, old and new in turn. An earlier pair

@@ -3,9 +3,11 @@ package main
 import (
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -124,13 +126,19 @@ bridge:
 	require.NoFileExists(t, filepath.Join(dir, "hub", endpointsFile))
 }
 
-// freeAddress is an address that was free a moment ago.
+// freeAddress is an address that was free a moment ago. Its port is below those that the system gives to whoever
+// asks for any, so that no other listener or connection takes it before the one that it is for.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	for range 1000 {
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(10_000+rand.IntN(20_000))))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
+	}
+	require.FailNow(t, "no port is free")
+	return ""
 }
 
 // waitPage waits until a page answers like this.
@@ -144,5 +152,5 @@ func waitPage(t *testing.T, addr, path string, code int, text string) {
 		defer res.Body.Close()
 		b, err := io.ReadAll(res.Body)
 		return err == nil && res.StatusCode == code && strings.Contains(string(b), text)
-	}, 20*time.Second, 10*time.Millisecond, "%s: want %d and %q", path, code, text)
+	}, patience, 10*time.Millisecond, "%s: want %d and %q", path, code, text)
 }

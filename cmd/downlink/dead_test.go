@@ -77,13 +77,22 @@ func (p *plant) has(t *testing.T, stream string, n uint64) {
 	require.Eventually(t, func() bool {
 		s, err := p.js.Stream(t.Context(), stream)
 		return err == nil && s.CachedInfo().State.Msgs == n
-	}, 20*time.Second, 10*time.Millisecond, "%s: want %d", stream, n)
+	}, patience, 10*time.Millisecond, "%s: want %d", stream, n)
+}
+
+// settled waits until the bridge has acked all that it has read: a fate is durable a moment before that.
+func (p *plant) settled(t *testing.T) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		c, err := p.js.Consumer(t.Context(), "COMMANDS", "downlink-plant")
+		return err == nil && c.CachedInfo().NumPending == 0 && c.CachedInfo().NumAckPending == 0
+	}, patience, 10*time.Millisecond)
 }
 
 // bodies waits for the bodies that the hub has queued for a device.
 func (p *plant) bodies(t *testing.T, device string, n int) (all []string) {
 	t.Helper()
-	require.Eventually(t, func() bool { return len(p.hub.Queue(device)) == n }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return len(p.hub.Queue(device)) == n }, patience, 10*time.Millisecond)
 	for _, m := range p.hub.Queue(device) {
 		all = append(all, string(m.Message.Body))
 	}
@@ -104,7 +113,7 @@ func TestDead(t *testing.T) {
 	}
 	p.publish(t, "valve", "\xff\xfe", nil)
 	p.has(t, "PLANT_DEAD", 6)
-	reply, err := p.nats.Conn(t).Request("ask.core1", []byte("?"), 10*time.Second)
+	reply, err := p.nats.Conn(t).Request("ask.core1", []byte("?"), patience)
 	require.NoError(t, err)
 	require.Equal(t, "dead", reply.Header.Get("Downlink-Status"))
 	p.has(t, "PLANT_DEAD", 7)

@@ -56,10 +56,10 @@ func openDemo(s streams, f *demoFlags, plan demoPlan, a *app.App, hub *embeddedH
 			d.close()
 		}
 	}()
-	if d.cloud, err = nats.Connect(a.BridgeNATSURL(), nats.Name("downlink demo")); err != nil {
+	if d.cloud, err = nats.Connect(a.BridgeNATSURL(), nats.Name("downlink demo"), nats.Timeout(10*time.Second)); err != nil {
 		return nil, fmt.Errorf("cloud NATS: %w", err)
 	}
-	if d.edge, err = nats.Connect(a.RelayNATSURL(), nats.Name("downlink demo")); err != nil {
+	if d.edge, err = nats.Connect(a.RelayNATSURL(), nats.Name("downlink demo"), nats.Timeout(10*time.Second)); err != nil {
 		return nil, fmt.Errorf("edge NATS: %w", err)
 	}
 	if d.js, err = jetstream.New(d.cloud); err != nil {
@@ -114,7 +114,7 @@ func (d *demo) run(ctx context.Context, deadline time.Time, done <-chan struct{}
 			OK: err == nil, Delivered: delivered, Dead: dead, ElapsedMS: milliseconds(time.Since(begin)),
 		}))
 	}
-	// The unknown device's dead letter belongs to the show: wait for it a little.
+	// The unknown device's dead letter belongs to the show: wait for it a little, which a busy machine may need.
 	var grace <-chan time.Time
 	hint := time.NewTimer(10 * time.Second) // a slow start shall not withhold the commands
 	defer hint.Stop()
@@ -125,7 +125,7 @@ func (d *demo) run(ctx context.Context, deadline time.Time, done <-chan struct{}
 			return finish(nil)
 		}
 		if enough && grace == nil {
-			timer := time.NewTimer(3 * time.Second)
+			timer := time.NewTimer(10 * time.Second)
 			defer timer.Stop()
 			grace = timer.C
 		}

@@ -179,7 +179,7 @@ bridge:
 	_, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: "cmd.p", Data: []byte("now"), Header: nats.Header{"X-A": {"1", "2"}}})
 	require.NoError(t, err)
 
-	got := cli(t, "explain", file, "--stream", "COMMANDS", "--seq", "1", "--connect-timeout", "3s")
+	got := cliWithin(t, "--connect-timeout", time.Second, "bucket devices does not exist", "explain", file, "--stream", "COMMANDS", "--seq", "1")
 	require.Equal(t, exitOK, got.code, got.stderr)
 	require.Contains(t, got.stdout, "note: lookup devices was not read, so every key of it is absent here: bucket devices does not exist: `nats kv add devices`; give its values with --lookup devices=FILE\n")
 	require.Contains(t, got.stdout, "OUTCOME of route a: dead letter, reason absent\n")
@@ -191,7 +191,7 @@ bridge:
 	require.Eventually(t, func() bool {
 		m, err := js.Stream(t.Context(), "COMMANDS")
 		return err == nil && time.Since(m.CachedInfo().State.LastTime) > time.Millisecond
-	}, 10*time.Second, time.Millisecond)
+	}, patience, time.Millisecond)
 	got = cli(t, "explain", file, "--stream", "COMMANDS", "--seq", "1")
 	require.Equal(t, exitOK, got.code, got.stderr)
 	require.Regexp(t, `^cmd\.p from COMMANDS:1, stored 20\S+Z: 3 bytes, 1 header\n  X-A  1\n  X-A  2\n\nLOOKUPS\n  devices  bucket devices  1 key\n`, got.stdout)

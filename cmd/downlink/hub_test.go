@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -19,6 +20,15 @@ func startHub(t *testing.T, dir string, args ...string) (*started, hubReady) {
 	var r hubReady
 	require.NoError(t, json.Unmarshal([]byte(s.line(t, `"ready"`)), &r))
 	return s, r
+}
+
+// completed waits until a device has completed n messages, of a hub that serves its pages.
+func (r hubReady) completed(t *testing.T, device string, n int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		var status hubStatus
+		return json.Unmarshal([]byte(get(t, r.HTTP+"/status")), &status) == nil && int(status.Devices[device].Counts.Completed) == n
+	}, patience, 10*time.Millisecond, "%s: want %d", device, n)
 }
 
 func TestHubReady(t *testing.T) {

@@ -77,7 +77,7 @@ func TestVersionFlag(t *testing.T) {
 // directory, and leave it without any when it ends.
 func TestOneHubADirectory(t *testing.T) {
 	dir := t.TempDir()
-	s, first := startHub(t, dir, "--any-device", "--http", "off")
+	s, first := startHub(t, dir, "--any-device", "--http", "off", "--amqps", freeAddress(t))
 	left, err := os.ReadFile(filepath.Join(dir, endpointsFile))
 	require.NoError(t, err)
 	second := []string{"hub", "--data-dir", dir, "--amqps", "127.0.0.1:0", "--mqtts", "127.0.0.1:0", "--https", "127.0.0.1:0", "--http", "off"}

@@ -171,7 +171,7 @@ func TestMailboxPurgedWhileTheBridgeRuns(t *testing.T) {
 		}
 		return int(boxes[0]["entries"].(float64))
 	}
-	require.Eventually(t, func() bool { return waiting() == total-full }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return waiting() == total-full }, patience, 50*time.Millisecond)
 	p.publish(t, "valve", "at once", nil)
 	require.Equal(t, []string{"at once"}, p.bodies(t, "valve", 1))
 
@@ -194,7 +194,7 @@ func TestMailboxPurgedWhileTheBridgeRuns(t *testing.T) {
 	for i := full; i < 90; i++ {
 		want = append(want, fmt.Sprint(i))
 	}
-	require.Eventually(t, func() bool { return waiting() == 0 }, time.Minute, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return waiting() == 0 }, patience, 50*time.Millisecond)
 	var delivered []string
 	for _, m := range p.hub.Queue("pump7") {
 		delivered = append(delivered, string(m.Message.Body))

@@ -107,29 +107,32 @@ func withSignals(parent context.Context, stderr io.Writer, exit func(int)) (cont
 		signal.Notify(signals, syscall.SIGHUP)
 	}
 	done := make(chan struct{})
-	go func() {
-		var first os.Signal
-		var at time.Time
-		for {
-			select {
-			case s := <-signals:
-				switch {
-				case first == nil:
-					first, at = s, time.Now()
-					cancel()
-				case s == first && time.Since(at) < sameGesture:
-				default:
-					fmt.Fprintf(stderr, "downlink: %s again: stopping at once\n", s)
-					exit(exitFailed)
-				}
-			case <-done:
-				return
-			}
-		}
-	}()
+	go obey(signals, done, cancel, stderr, exit)
 	return ctx, func() {
 		signal.Stop(signals)
 		close(done)
 		cancel()
+	}
+}
+
+// obey does what the signals mean, until done is closed.
+func obey(signals <-chan os.Signal, done <-chan struct{}, drain func(), stderr io.Writer, exit func(int)) {
+	var first os.Signal
+	var at time.Time
+	for {
+		select {
+		case s := <-signals:
+			switch {
+			case first == nil:
+				first, at = s, time.Now()
+				drain()
+			case s == first && time.Since(at) < sameGesture:
+			default:
+				fmt.Fprintf(stderr, "downlink: %s again: stopping at once\n", s)
+				exit(exitFailed)
+			}
+		case <-done:
+			return
+		}
 	}
 }

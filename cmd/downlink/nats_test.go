@@ -48,7 +48,7 @@ func TestPubSub(t *testing.T) {
 
 func TestPubStdin(t *testing.T) {
 	url := runNATS(t)
-	nc, err := nats.Connect(url)
+	nc, err := nats.Connect(url, nats.Timeout(patience))
 	require.NoError(t, err)
 	defer nc.Close()
 	sub, err := nc.SubscribeSync("in")
@@ -57,7 +57,7 @@ func TestPubStdin(t *testing.T) {
 	code := run(t.Context(), []string{"pub", "in", "-", "--count", "2", "-s", url}, strings.NewReader("from stdin\n"), io.Discard, io.Discard)
 	require.Equal(t, exitOK, code)
 	for range 2 {
-		m, err := sub.NextMsg(5 * time.Second)
+		m, err := sub.NextMsg(patience)
 		require.NoError(t, err)
 		require.Equal(t, "from stdin\n", string(m.Data))
 	}
@@ -69,7 +69,7 @@ func TestPubRequest(t *testing.T) {
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, got.stderr, "nobody listens there")
 
-	nc, err := nats.Connect(url)
+	nc, err := nats.Connect(url, nats.Timeout(patience))
 	require.NoError(t, err)
 	defer nc.Close()
 	_, err = nc.Subscribe("answers", func(m *nats.Msg) { _ = m.Respond([]byte("accepted")) })
@@ -116,7 +116,7 @@ func TestNoPermission(t *testing.T) {
 		require.Contains(t, strings.ToLower(got.stderr), "permission")
 		require.Contains(t, got.stderr, "secret.x")
 	}
-	got := cli(t, "pub", "open", "--server", n.URL(), "--connect-timeout", "200ms")
+	got := cliWithin(t, "--connect-timeout", 200*time.Millisecond, "uthorization", "pub", "open", "--server", n.URL())
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, strings.ToLower(got.stderr), "authorization")
 }

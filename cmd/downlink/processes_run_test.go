@@ -26,8 +26,8 @@ import (
 	"downlink/cmd/downlink/process"
 )
 
-// waitLimit bounds each wait: twice what a take-over takes, on a busy machine.
-const waitLimit = 40 * time.Second
+// waitLimit bounds each wait: several times what a take-over takes, on a busy machine.
+const waitLimit = 2 * time.Minute
 
 // landscape is the four processes, and the test's own connection to NATS.
 type landscape struct {
@@ -50,14 +50,14 @@ func newLandscape(t *testing.T, devices []string) *landscape {
 	t.Helper()
 	dir := t.TempDir()
 	l := &landscape{t: t, dir: dir, began: time.Now(), store: filepath.Join(dir, "store"),
-		http: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{}}}
+		http: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{}}}
 	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", dir+string(filepath.Separator), ".", "github.com/nats-io/nats-server/v2")
 	out, err := build.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	t.Cleanup(l.end)
 	l.say("built")
 
-	l.startNATS("-1")
+	l.startNATS(freeAddress(t))
 	l.startHub(devices)
 	l.writeConfigs(devices)
 	l.connect()
@@ -147,11 +147,11 @@ func (l *landscape) logged(p *process.Process, text string) string {
 	return found
 }
 
-// startNATS starts the nats-server on the one store; after the first time on the same port.
-func (l *landscape) startNATS(port string) {
+// startNATS starts the nats-server on the one store; after the first time at the same address.
+func (l *landscape) startNATS(address string) {
 	l.t.Helper()
 	file := filepath.Join(l.dir, "nats.conf")
-	writeTo(l.t, file, fmt.Sprintf("listen: \"127.0.0.1:%s\"\njetstream {store_dir: %q, sync_interval: always}\n", port, l.store))
+	writeTo(l.t, file, fmt.Sprintf("listen: %q\njetstream {store_dir: %q, sync_interval: always}\n", address, l.store))
 	l.nats = l.start("nats", "nats-server", "-c", file)
 	line := strings.TrimSpace(l.logged(l.nats, "Listening for client connections on "))
 	l.natsURL = "nats://" + line[strings.LastIndexByte(line, ' ')+1:]
@@ -256,15 +256,15 @@ func (l *landscape) page(url string) ([]byte, error) {
 func (l *landscape) connect() {
 	l.t.Helper()
 	var err error
-	l.nc, err = nats.Connect(l.natsURL, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	l.nc, err = nats.Connect(l.natsURL, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond), nats.Timeout(patience))
 	require.NoError(l.t, err)
-	l.js, err = jetstream.New(l.nc)
+	l.js, err = jetstream.New(l.nc, jetstream.WithDefaultTimeout(patience))
 	require.NoError(l.t, err)
 }
 
 // consumer is what JetStream says of the bridge's consumer.
 func (l *landscape) consumer() (*jetstream.ConsumerInfo, error) {
-	ctx, cancel := context.WithTimeout(l.t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(l.t.Context(), 10*time.Second)
 	defer cancel()
 	c, err := l.js.Consumer(ctx, "COMMANDS", "downlink-cloud")
 	if err != nil {
@@ -275,7 +275,7 @@ func (l *landscape) consumer() (*jetstream.ConsumerInfo, error) {
 
 // stored is how many messages a stream holds.
 func (l *landscape) stored(stream string) (int, error) {
-	ctx, cancel := context.WithTimeout(l.t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(l.t.Context(), 10*time.Second)
 	defer cancel()
 	s, err := l.js.Stream(ctx, stream)
 	if err != nil {

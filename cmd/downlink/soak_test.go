@@ -63,7 +63,7 @@ func testSoakRuns(t *testing.T, program string) {
 	for _, run := range runs {
 		t.Run("sabotage="+run.sabotage, func(t *testing.T) {
 			t.Parallel()
-			args := append([]string{"soak", "--json", "--seed", "3", "--messages-per-second", "40", "--settle", "60s", "--log-level", "warn"}, run.args...)
+			args := append([]string{"soak", "--json", "--seed", "3", "--messages-per-second", "40", "--settle", "4m", "--log-level", "warn"}, run.args...)
 			if run.sabotage != "" {
 				args = append(args, "--sabotage", run.sabotage)
 			}
@@ -108,11 +108,11 @@ func testSoakLeavesNothing(t *testing.T, program string) {
 			require.Eventually(t, func() bool {
 				_, ok := p.Line("freeze: ")
 				return ok
-			}, 60*time.Second, 10*time.Millisecond, p.Log())
+			}, 3*patience, 10*time.Millisecond)
 			require.NotEmpty(t, processesWith(t, dir))
 			require.NoError(t, syscall.Kill(p.PID(), signal))
 			<-p.Ended()
-			require.Eventually(t, func() bool { return len(processesWith(t, dir)) == 0 }, 10*time.Second, 20*time.Millisecond)
+			require.Eventually(t, func() bool { return len(processesWith(t, dir)) == 0 }, patience, 20*time.Millisecond)
 			if signal == syscall.SIGINT {
 				require.ErrorContains(t, p.Surprise(), "exit status 1")
 			}

@@ -36,6 +36,7 @@ func TestStatus(t *testing.T) {
 	require.Regexp(t, `\nCOMMANDS +0 +0 +0 +-\n`, up.stdout)
 	p.publish(t, "nobody", "x", nil)
 	p.has(t, "PLANT_DEAD", 1)
+	p.settled(t)
 	require.Contains(t, status().stdout, "1: 1 device-not-found (downlink dead ls)")
 	j := objects(t, status("--json").stdout)[0]
 	require.Equal(t, true, j["ready"])
@@ -53,7 +54,7 @@ func TestStatus(t *testing.T) {
 	require.Regexp(t, `\nCOMMANDS +0 +0 +1 +-\n`, byFlags.stdout)
 
 	watch := start(t, "status", "-c", p.file, "--interval", "20ms", "--watch", "--json")
-	require.Eventually(t, func() bool { return strings.Count(watch.out.String(), "\n") >= 3 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Count(watch.out.String(), "\n") >= 3 }, patience, 10*time.Millisecond)
 	require.Equal(t, exitOK, watch.stop(t))
 
 	require.Equal(t, exitOK, bridge.stop(t))

@@ -94,7 +94,9 @@ bridge:
 	require.NoError(t, cmd.Start())
 	lines := bufio.NewScanner(errs)
 	for lines.Scan() && !strings.Contains(lines.Text(), "msg=ready") {
-		require.NotContains(t, lines.Text(), "level=WARN")
+		if !strings.Contains(lines.Text(), `msg="not ready"`) { // which a start says that takes long on a busy machine
+			require.NotContains(t, lines.Text(), "level=WARN")
+		}
 	}
 	made, err := filepath.Glob(filepath.Join(tmp, "downlink-hub-*", "master.key"))
 	require.NoError(t, err)

@@ -324,7 +324,7 @@ func TestTraceDeviceWaitsBound(t *testing.T) {
 		if i == 1 || i == waitsBound+1 {
 			subject = "cmd.d"
 		}
-		_, err := k.js.PublishAsync(subject, nil)
+		_, err := k.js.PublishAsync(subject, nil, jetstream.WithStallWait(patience))
 		require.NoError(t, err)
 	}
 	<-k.js.PublishAsyncComplete()
@@ -335,7 +335,7 @@ func TestTraceDeviceWaitsBound(t *testing.T) {
 	n.CreateStream(t, "ORDERS", "order.>")
 	file := filepath.Join(t.TempDir(), "bridge.yaml")
 	writeTo(t, file, strings.Replace(fmt.Sprintf(traceFile, n.URL()), "  routes:\n", "  lookups:\n    - {name: aliases, bucket: aliases}\n  routes:\n", 1))
-	got := cli(t, "trace", "--device", "d", "-c", file, "--connect-timeout", "1s")
+	got := cliWithin(t, "--connect-timeout", time.Second, "bucket aliases does not exist", "trace", "--device", "d", "-c", file)
 	require.Equal(t, exitOK, got.code, got.stderr)
 	require.Contains(t, got.stdout, ": 1 in all, now 1 unread\nlookup aliases was not read, so messages that wait and need it are not listed: bucket aliases does not exist: ")
 	require.Regexp(t, `not read yet: 10002; those for d since \S+Z are listed from COMMANDS:3 on, ones before that are not\n`, got.stdout)
@@ -357,7 +357,7 @@ func TestTraceBridge(t *testing.T) {
 	p.has(t, "PLANT_DEAD", 1)
 	require.Eventually(t, func() bool {
 		return strings.Contains(cli(t, "trace", "COMMANDS:1", "-c", p.file).stdout, "was read and settled by the bridge")
-	}, 20*time.Second, 50*time.Millisecond)
+	}, patience, 50*time.Millisecond)
 	got := cli(t, "trace", "COMMANDS:2", "-c", p.file)
 	require.Equal(t, exitOK, got.code, got.stderr)
 	require.Regexp(t, `\n\S+Z +published +- +- +cmd\.late\.reboot as COMMANDS:2 \(1 bytes\)\n`, got.stdout)
@@ -392,7 +392,7 @@ func TestTraceDelivered(t *testing.T) {
 		"COMMANDS:3": "for away: accepted by the hub at ",
 		"COMMANDS:4": "for nobody: dead letter 1: device-not-found",
 	} {
-		require.Eventually(t, func() bool { return strings.Contains(told(cli(t, "trace", place, "-c", p.file)), want) }, 30*time.Second, 100*time.Millisecond, "%s: %s", place, want)
+		require.Eventually(t, func() bool { return strings.Contains(told(cli(t, "trace", place, "-c", p.file)), want) }, patience, 100*time.Millisecond, "%s: %s", place, want)
 	}
 	require.Regexp(t, `\n\S+Z +published .*\n\S+Z +accepted +good +commands .*\n\S+Z +completed +good +commands `, cli(t, "trace", "COMMANDS:1", "-c", p.file).stdout)
 	require.Contains(t, cli(t, "trace", "--device", "good", "-c", p.file).stdout, ": 1 in all, now 1 completed")

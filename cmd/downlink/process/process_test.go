@@ -26,7 +26,7 @@ func line(t *testing.T, p *process.Process, text string) (found string) {
 	require.Eventually(t, func() (ok bool) {
 		found, ok = p.Line(text)
 		return ok
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	return found
 }
 

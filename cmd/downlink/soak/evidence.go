@@ -100,7 +100,7 @@ func (s *stage) gather(ctx context.Context) (*evidence, error) {
 }
 
 func connect(url string) (jetstream.JetStream, func(), error) {
-	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond), nats.Timeout(askLimit))
 	if err != nil {
 		return nil, nil, fmt.Errorf("checker: %s: %w", url, err)
 	}

@@ -220,7 +220,7 @@ func (s *stage) reconnectDevices(ctx context.Context) {
 }
 
 func (s *stage) look(ctx context.Context, cloud, edge jetstream.JetStream) (r rest, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	for _, stream := range []string{streamCommands, streamAlerts} {
 		n, err := progressOf(ctx, cloud, stream)

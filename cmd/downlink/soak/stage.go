@@ -32,6 +32,9 @@ const (
 // startLimit is how long a process may take to say that it has started, on a busy machine.
 const startLimit = 60 * time.Second
 
+// askLimit is how long the hub or a NATS server may take to answer, on a busy machine.
+const askLimit = 15 * time.Second
+
 // actor is one process of the stage, in one life after the other.
 type actor struct {
 	name string
@@ -338,7 +341,7 @@ func (s *stage) pending(ctx context.Context) (n int, err error) {
 var errBadOrder = errors.New("the hub does not understand that")
 
 func (s *stage) call(ctx context.Context, method, path, contentType, body string, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, method, s.hubPages()+path, strings.NewReader(body))
 	if err != nil {
