@@ -262,7 +262,7 @@ func (h *hub) learn(j job, err error, now time.Time) {
 	e, failed := errors.AsType[*Error](err)
 	switch {
 	case err == nil:
-		h.budget.accepted(now, j.item.envelope.Size())
+		h.budget.accepted(j.begun, now, j.item.envelope.Size())
 	case !failed:
 	case e.Class == Throttled:
 		h.budget.throttled(j.begun, now)
@@ -272,7 +272,7 @@ func (h *hub) learn(j job, err error, now time.Time) {
 			h.log.Warn("the hub throttles; sending slower", "pace", h.budget.status(now).String(), "err", err)
 		}
 	case e.Class == QueueFull, e.Class == NoDevice, e.Class == Refused && e.Condition != "":
-		h.budget.answered(now)
+		h.budget.answered(j.begun, now)
 	}
 }
 

@@ -87,10 +87,11 @@ var cuts = [...]float64{0.9, 0.8, 0.65, 0.5}
 // device whose queue was full; when the answer is no, it comes back after wait. A
 // yes is a send that is begun. Probes that are due are asked for before normal sends,
 // which would leave no token otherwise; they get a tenth at most, so that normal
-// sends are not held up in turn. When a send has ended, the scheduler tells
+// sends are not held up in turn. When a send has ended, the scheduler tells, with the
+// time at which that send began,
 //
 //   - accepted: the hub took it;
-//   - throttled, with the time at which that send began: the hub says slow down;
+//   - throttled: the hub says slow down;
 //   - answered: the hub said something else about the message itself (queue full, no
 //     such device, refused by a condition of the hub's).
 //
@@ -123,7 +124,8 @@ type budget struct {
 	refused float64   // the rate then
 	cut     int       // lowerings since the last raise
 	silent  int       // throttle answers since the last other answer
-	resume  float64   // the rate after the first of those; 0: still not known
+	resume  float64   // the rate after the first of those
+	blind   bool      // and that one came before any other answer
 	until   time.Time // nothing is sent before
 	raise   float64   // the last step beyond refused, as a part of the rate
 	changed time.Time // when the rate was changed last; and since then:
@@ -253,24 +255,25 @@ func seconds(s float64) time.Duration {
 
 // accepted is told when the hub took a message of size bytes, as
 // mapping.Envelope.Size counts them.
-func (b *budget) accepted(now time.Time, size int) {
+func (b *budget) accepted(sent, now time.Time, size int) {
 	b.roll(now)
 	b.used += int64(max(1, (size+b.block-1)/b.block))
-	b.answered(now)
+	b.answered(sent, now)
 }
 
 // answered is told when the hub said anything about a message but to slow down.
-func (b *budget) answered(now time.Time) {
+func (b *budget) answered(sent, now time.Time) {
 	if now.Sub(b.span) >= achievedOver {
 		b.last, b.span, b.count = b.achieved(now), now, 0
 	}
 	b.count++
 	switch {
-	case b.silent > 0 && b.resume == 0:
+	case b.blind && sent.After(b.cutAt):
 		b.unlimit()
 	case b.silent > 1:
 		b.set(now, b.resume)
 	}
+	b.blind = false
 	b.silent = 0
 	if b.rate == b.ceiling || b.rate == 0 {
 		return
@@ -331,12 +334,9 @@ func (b *budget) lowered(now time.Time) float64 {
 	b.source = "learned"
 	b.cut = len(cuts)
 	b.refused, b.raise = 0, firstRaise  // little may have been asked for: no mark to be careful about
-	r := max(smallestHub, achieved) / 2 // or it may be a burst that was achieved
-	b.resume = r
-	if achieved == 0 {
-		b.resume = 0
-	}
-	return r
+	b.resume = max(smallestHub, achieved) / 2 // or it may be a burst that was achieved
+	b.blind = achieved == 0
+	return b.resume
 }
 
 // lowest is the rate that throttle answers leave.
@@ -435,7 +435,7 @@ func (b *budget) timeToDrain(n uint64, now time.Time) time.Duration {
 	if b.silent > 0 {
 		r = b.resume
 	}
-	if r == 0 {
+	if r == 0 || b.blind {
 		r = max(b.achieved(now), b.last)
 	}
 	if r == 0 || n == 0 {

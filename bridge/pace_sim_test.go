@@ -96,7 +96,7 @@ func (s *paceSim) run(d time.Duration) {
 			a := heap.Pop(&s.inFlight).(answer)
 			if a.ok {
 				s.accepted++
-				s.b.accepted(s.now, 256)
+				s.b.accepted(a.sent, s.now, 256)
 			} else {
 				s.refused++
 				s.b.throttled(a.sent, s.now)
@@ -183,7 +183,7 @@ func TestPaceOfATier(t *testing.T) {
 // forgotten within minutes.
 func TestPaceForgetsALoneThrottle(t *testing.T) {
 	s := newPaceSim(PaceOptions{}, &shapedHub{rate: 1000, burst: time.Second, backlog: 10 * time.Second})
-	s.b.accepted(s.now, 1)
+	s.b.accepted(s.now, s.now, 1)
 	s.b.throttled(s.now, s.now.Add(time.Second))
 	require.Less(t, s.b.rate, 2.)
 	s.run(2 * time.Minute)
@@ -196,7 +196,7 @@ func TestPaceForgetsALoneThrottle(t *testing.T) {
 func TestPaceAfterAHubThatTookNothing(t *testing.T) {
 	s := newPaceSim(PaceOptions{}, &shapedHub{rate: 1000, burst: time.Second, backlog: 10 * time.Second})
 	for range 50 {
-		s.b.accepted(s.now, 1)
+		s.b.accepted(s.now, s.now, 1)
 	}
 	s.now = s.now.Add(time.Second)
 	for range 2 {
@@ -244,7 +244,7 @@ func TestPaceBesideTheEmbeddedHub(t *testing.T) {
 				}
 				_, err := hub.Send(size)
 				require.NoError(t, err)
-				b.accepted(now, size)
+				b.accepted(now, now, size)
 			}
 			require.Equal(t, hub.Status().Used, b.used)
 			tiers := newBudget(PaceOptions{Tier: string(tier), Units: 1})

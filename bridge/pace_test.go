@@ -125,7 +125,7 @@ func TestPaceUnknown(t *testing.T) {
 	require.Equal(t, "unlimited", b.status(noon).String())
 	require.Zero(t, b.timeToDrain(100, noon))
 	for i := range 200 { // 20 a second
-		b.accepted(noon.Add(time.Duration(i)*50*time.Millisecond), 1)
+		b.accepted(noon, noon.Add(time.Duration(i)*50*time.Millisecond), 1)
 	}
 	now := noon.Add(10 * time.Second)
 	require.InDelta(t, 5, b.timeToDrain(100, now).Seconds(), 0.1, "as lately achieved")
@@ -142,7 +142,7 @@ func TestPaceLowersOncePerBurst(t *testing.T) {
 		b.throttled(noon.Add(-time.Duration(i)*time.Millisecond), noon.Add(time.Duration(i)*time.Millisecond))
 	}
 	require.Equal(t, 90., b.rate)
-	b.answered(noon.Add(time.Second))
+	b.answered(noon.Add(time.Second), noon.Add(time.Second))
 	b.throttled(noon.Add(time.Second), noon.Add(2*time.Second))
 	require.Equal(t, 72., b.rate, "again, at the lowered rate: a larger step")
 	require.Equal(t, PaceStatus{Rate: 72, Source: "rate", Configured: 100}, b.status(noon.Add(2*time.Second)))
@@ -157,7 +157,7 @@ func TestPaceRaisesOnlyWhatLimits(t *testing.T) {
 		now = now.Add(time.Second) // one a second: the rate is not what limits
 		ok, _ := b.take(now)
 		require.True(t, ok)
-		b.accepted(now, 1)
+		b.accepted(now, now, 1)
 	}
 	require.Equal(t, 90., b.rate)
 }
@@ -183,7 +183,7 @@ func TestPaceHold(t *testing.T) {
 	ok, wait = b.probe(now)
 	require.False(t, ok)
 	require.Equal(t, time.Minute, wait)
-	b.answered(now.Add(61 * s))
+	b.answered(now.Add(61*s), now.Add(61*s))
 	require.Equal(t, 90., b.rate, "nothing but the first said anything about the rate")
 	b.throttled(now.Add(70*s), now.Add(70*s))
 	require.True(t, b.status(now.Add(70*s)).Until.IsZero(), "an answer ends the streak")
@@ -197,17 +197,17 @@ func TestPaceHold(t *testing.T) {
 
 func TestPaceQuota(t *testing.T) {
 	b := newBudget(PaceOptions{DailyMessages: 10})
-	b.accepted(noon, 1)
-	b.accepted(noon, 4096)
+	b.accepted(noon, noon, 1)
+	b.accepted(noon, noon, 4096)
 	require.EqualValues(t, 2, b.used)
-	b.accepted(noon, 5000)
-	b.accepted(noon, 0)
+	b.accepted(noon, noon, 5000)
+	b.accepted(noon, noon, 0)
 	require.EqualValues(t, 5, b.used)
 	require.Equal(t, "unlimited, 5 of 10 today", b.status(noon).String())
 	_, yes := b.exhausted(noon)
 	require.False(t, yes)
 
-	b.accepted(noon, 64<<10)
+	b.accepted(noon, noon, 64<<10)
 	until, yes := b.exhausted(noon)
 	require.True(t, yes)
 	midnight := time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC)
@@ -226,13 +226,13 @@ func TestPaceQuota(t *testing.T) {
 	require.Equal(t, PaceStatus{Source: "unlimited", Limit: 10}, b.status(midnight))
 
 	zone := time.FixedZone("", -5*3600)
-	b.accepted(time.Date(2026, 1, 2, 20, 0, 0, 0, zone), 40_960)
+	b.accepted(time.Time{}, time.Date(2026, 1, 2, 20, 0, 0, 0, zone), 40_960)
 	until, yes = b.exhausted(time.Date(2026, 1, 2, 20, 0, 0, 0, zone))
 	require.True(t, yes)
 	require.Equal(t, time.Date(2026, 1, 4, 0, 0, 0, 0, time.UTC), until, "by UTC days")
 
 	b = newBudget(PaceOptions{Tier: "F1"})
-	b.accepted(noon, 513)
+	b.accepted(noon, noon, 513)
 	require.EqualValues(t, 2, b.used, "the free tier counts in 0.5 KB")
 }
 
@@ -247,7 +247,7 @@ func TestPaceTimeToDrain(t *testing.T) {
 	require.Equal(t, 12*time.Hour+time.Second, b.timeToDrain(1010, noon))
 	require.Equal(t, 12*time.Hour+2*24*time.Hour+50*time.Second, b.timeToDrain(3500, noon), "two whole days and a half")
 	for range 1000 {
-		b.accepted(noon, 1)
+		b.accepted(noon, noon, 1)
 	}
 	require.Equal(t, 12*time.Hour+time.Second, b.timeToDrain(10, noon))
 
@@ -259,7 +259,7 @@ func TestPaceTimeToDrain(t *testing.T) {
 
 func TestPaceStatusJSON(t *testing.T) {
 	b := newBudget(PaceOptions{Tier: "S1", Units: 2})
-	b.accepted(noon, 1)
+	b.accepted(noon, noon, 1)
 	text, err := json.Marshal(b.status(noon))
 	require.NoError(t, err)
 	require.JSONEq(t, `{"rate":3.3333333333333335,"source":"S1 x2","used":1,"limit":800000}`, string(text))
@@ -282,11 +282,11 @@ func TestPaceClockJumps(t *testing.T) {
 	b := newBudget(PaceOptions{Rate: 10, DailyMessages: 100_000})
 	drain(b.take, noon, time.Second)
 	before := noon.Add(-48 * time.Hour)
-	b.accepted(before, 1)
+	b.accepted(before, before, 1)
 	b.throttled(before, before)
 	require.Positive(t, drain(b.take, before, 5*time.Second))
 	after := noon.Add(1000 * time.Hour)
-	b.accepted(after, 1)
+	b.accepted(after, after, 1)
 	require.LessOrEqual(t, drain(b.take, after, 5*time.Second), 60)
 	require.EqualValues(t, 1, b.status(after).Used)
 }
