@@ -188,3 +188,32 @@ func TestSentFromTheMailboxBeforeItsAppendIsAnswered(t *testing.T) {
 		})
 	}
 }
+
+// A message got its fate while the answer to its append was lost, and the search for its entry finds nothing, be it that
+// the server stores it later or that it breaks the box's order. Whoever reads the entry does not send it, and either
+// deletes it or leaves it to the search that is under way.
+func TestStrayThatIsFoundByNoSearch(t *testing.T) {
+	for _, readFirst := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			w.publish("cmd.d", "0000")
+			stray := &Parcel{Entry: 1, Message: &w.log[0], Envelope: &mapping.Envelope{Hub: "main", Device: "d", Body: w.log[0].Payload}}
+			w.acked[1], w.entries[1], w.last = true, stray, 1
+			p := w.run(t, func(o *Options) { o.Mailbox = slowNext{Mailbox: o.Mailbox, found: time.Second} })
+			time.Sleep(100 * time.Millisecond)
+			id := identityOf(stray.Message, stray.Envelope)
+			p.strays.add(id)
+			if readFirst {
+				time.Sleep(2 * time.Second)
+				require.Equal(t, 1, w.boxed())
+				require.EqualValues(t, 1, p.strays.missed(id))
+				require.NoError(t, worldMailbox{p}.Delete(t.Context(), 1))
+			} else {
+				require.Zero(t, p.strays.missed(id))
+			}
+			w.quiet(t, "the entry stays")
+			require.Empty(t, w.names("d"))
+			p.stop(t)
+		})
+	}
+}

@@ -69,7 +69,7 @@ type Bridge struct {
 	parker        *parker
 	metrics       *metrics
 	recent        *recent // in the mailbox, until their fate is durable
-	strays        *recent // with a fate, and maybe an entry in the mailbox that is not known yet
+	strays        *strays
 	retryNoDevice map[string]bool
 
 	// sendCtx ends sends and dead letters at the end of the grace period; Run
@@ -98,7 +98,7 @@ func New(o Options) (*Bridge, error) {
 		owned:         make(map[string]Owned),
 		metrics:       &metrics{},
 		recent:        newRecent(2 * o.MaxHeld),
-		strays:        newRecent(2 * o.MaxHeld),
+		strays:        newStrays(2 * o.MaxHeld),
 		retryNoDevice: make(map[string]bool),
 	}
 	b.ledger = newLedger(o, b.metrics, b.log)

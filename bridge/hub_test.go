@@ -379,7 +379,7 @@ func anything(t *testing.T, seed uint64) {
 	})
 	for n := 0; w.unacked() > 0 || w.boxed() > 0; n++ {
 		if n > 2000 {
-			t.Fatalf("seed %d: %d unacked, %d in the mailbox; %+v", seed, w.unacked(), w.boxed(), p.Status())
+			t.Fatalf("seed %d: %d unacked, %d in the mailbox; %+v\n%s", seed, w.unacked(), w.boxed(), p.Status(), w.leftovers())
 		}
 		time.Sleep(time.Second)
 	}

@@ -105,6 +105,9 @@ func (g *ledger) store(ctx context.Context, c *closing) error {
 		if err != nil {
 			return err
 		}
+		if entry == 0 {
+			entry = c.hub.bridge.strays.missed(identityOf(c.item.message, c.item.envelope))
+		}
 		c.entry, c.box = entry, nil
 		if entry > 0 {
 			c.hub.mu.Lock()

@@ -333,7 +333,7 @@ func (b *budget) lowered(now time.Time) float64 {
 	achieved := max(b.achieved(now), b.last)
 	b.source = "learned"
 	b.cut = len(cuts)
-	b.refused, b.raise = 0, firstRaise  // little may have been asked for: no mark to be careful about
+	b.refused, b.raise = 0, firstRaise        // little may have been asked for: no mark to be careful about
 	b.resume = max(smallestHub, achieved) / 2 // or it may be a burst that was achieved
 	b.blind = achieved == 0
 	return b.resume

@@ -343,7 +343,14 @@ var errReplacing = errors.New("what a newer message replaced has no durable fate
 func (h *hub) takeUp(l *lane, q *Parcel) (fresh bool, copied *item) {
 	entry := q.Entry
 	l.above, l.due = entry, time.Time{}
-	if h.ended.has(entry) || h.bridge.strays.holds(q) {
+	if h.ended.has(entry) {
+		return false, nil
+	}
+	if stray, orphan := h.bridge.strays.take(q); orphan {
+		h.ended.add(entry)
+		h.bridge.ledger.add(h.bridge.sendCtx, closing{entry: entry, hub: h})
+		return false, nil
+	} else if stray {
 		return false, nil
 	}
 	l.stored = max(l.stored, 1) - 1

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"math"
 	"sync"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 // that stored them got lost; and those that have a fate, and that the mailbox may have besides.
 type recent struct {
 	mu   sync.Mutex
-	at   map[identity]struct{}
+	at   map[identity]uint64 // a stray's entry, once it was read
 	ring []identity
 	pos  int
 }
@@ -28,7 +29,7 @@ func identityOf(in *mapping.Input, e *mapping.Envelope) identity {
 }
 
 func newRecent(n int) *recent {
-	return &recent{at: make(map[identity]struct{}), ring: make([]identity, n)}
+	return &recent{at: make(map[identity]uint64), ring: make([]identity, n)}
 }
 
 func (r *recent) add(id identity) {
@@ -38,7 +39,7 @@ func (r *recent) add(id identity) {
 		return
 	}
 	delete(r.at, r.ring[r.pos])
-	r.ring[r.pos], r.at[id] = id, struct{}{}
+	r.ring[r.pos], r.at[id] = id, 0
 	r.pos = (r.pos + 1) % len(r.ring)
 }
 
@@ -49,9 +50,46 @@ func (r *recent) has(id identity) bool {
 	return ok
 }
 
-// holds reports whether an entry's message has got its fate; one that cannot be read is not known.
-func (r *recent) holds(q *Parcel) bool {
-	return q.Message != nil && q.Envelope != nil && r.has(identityOf(q.Message, q.Envelope))
+// strays are messages that got their fate while they were being put into the mailbox: whoever reads
+// their entries must not send them again. Not all of those entries are known: the append's answer may
+// have got lost, and the search for it fails if the server stores it later, or where it breaks the box's order (a message
+// that comes again from its source may). What is read of them is told here.
+type strays struct{ *recent }
+
+// sought is instead of the entry of a stray that was looked for in vain.
+const sought = math.MaxUint64
+
+func newStrays(n int) *strays { return &strays{newRecent(n)} }
+
+// take reports whether an entry that was read is a stray's, and whether the reader has to delete it,
+// as nobody looks for it any more. One that cannot be read is none.
+func (s *strays) take(q *Parcel) (stray, orphan bool) {
+	if q.Message == nil || q.Envelope == nil {
+		return false, false
+	}
+	id := identityOf(q.Message, q.Envelope)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	entry, stray := s.at[id]
+	if stray && entry != sought {
+		s.at[id] = q.Entry
+	}
+	return stray, entry == sought
+}
+
+// missed is for one that was looked for and not found, and whose fate is durable. It returns the entry
+// if that was read meanwhile, and else 0.
+func (s *strays) missed(id identity) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	entry, ok := s.at[id]
+	if ok && entry == 0 {
+		s.at[id] = sought
+	}
+	if entry == sought {
+		return 0
+	}
+	return entry
 }
 
 // endings remembers the latest entries of the mailbox that got their fate: one that

@@ -79,6 +79,23 @@ func (w *world) boxed() int {
 	return len(w.entries)
 }
 
+// leftovers is what was done for the devices of the mailbox's entries.
+func (w *world) leftovers() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []string
+	for n, q := range w.entries {
+		out = append(out, fmt.Sprintf("entry %d of %s: %s (%s, from %s %d)", n, q.Envelope.Device, q.Message.Payload, q.Message.Subject, q.Message.Stream, q.Message.Sequence))
+		for _, line := range w.trail {
+			about := strings.Contains(line, " "+q.Envelope.Device+" ") || strings.HasSuffix(line, "KILLED") || strings.HasSuffix(line, "LOST")
+			if about || strings.Contains(line, fmt.Sprintf("#%d ", n)) {
+				out = append(out, line)
+			}
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
 func (w *world) unacked() (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
