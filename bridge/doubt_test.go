@@ -189,6 +189,73 @@ func TestSentFromTheMailboxBeforeItsAppendIsAnswered(t *testing.T) {
 	}
 }
 
+// slowAcks is a source that takes a second for the ack of "late".
+type slowAcks struct{ *process }
+
+func (s slowAcks) Receive(ctx context.Context) (Delivery, error) {
+	d, err := s.process.Receive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slowAck{d.(*worldDelivery)}, nil
+}
+
+type slowAck struct{ *worldDelivery }
+
+func (d slowAck) Ack(ctx context.Context) error {
+	if string(d.in.Payload) == "late" {
+		sleep(ctx, time.Second)
+	}
+	return d.worldDelivery.Ack(ctx)
+}
+
+// A message is stored in the mailbox, read, sent and deleted there, and its box found empty, all while its ack is on
+// its way to its source: it has left the lane by then, and is not sent from there as well.
+func TestSentFromTheMailboxBeforeItsAckHasLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.full["d"] = true
+		for _, name := range numbered(80) {
+			w.publish("cmd.d", name)
+		}
+		p := w.run(t, func(o *Options) { o.Sources[0] = slowAcks{o.Sources[0].(*process)} })
+		time.Sleep(10 * time.Second)
+		require.Equal(t, 80, w.boxed())
+		w.publish("cmd.d", "late")
+		w.publish("cmd.d", "last")
+		time.Sleep(500 * time.Millisecond)
+		w.set(func() { w.full["d"] = false })
+		p.Freed("main", "d")
+		w.quiet(t, "")
+		require.Equal(t, append(numbered(80), "late", "last"), w.names("d"))
+		p.stop(t)
+	})
+}
+
+// The head of a lane that spills is in flight when it is stored, and its device turns out to have no room while its ack
+// is on its way: it is put back, and neither passed over nor overtaken.
+func TestPutBackBeforeItsAckHasLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.full["d"] = true
+		w.publish("cmd.d", "late")
+		for _, name := range numbered(80) {
+			w.publish("cmd.d", name)
+		}
+		p := w.run(t, func(o *Options) {
+			o.Sources[0] = slowAcks{o.Sources[0].(*process)}
+			o.Hubs[0].Sender = slowHub{o.Hubs[0].Sender, 500 * time.Millisecond}
+		})
+		time.Sleep(10 * time.Second)
+		require.Equal(t, 81, w.boxed())
+		w.set(func() { w.full["d"] = false })
+		p.Freed("main", "d")
+		w.quiet(t, "")
+		require.Equal(t, append([]string{"late"}, numbered(80)...), w.names("d"))
+		p.stop(t)
+	})
+}
+
 // A message got its fate while the answer to its append was lost, and the search for its entry finds nothing, be it that
 // the server stores it later or that it breaks the box's order. Whoever reads the entry does not send it, and either
 // deletes it or leaves it to the search that is under way.

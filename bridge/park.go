@@ -69,6 +69,11 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 	}
 	parcel := it.parcel()
 	it.storing.Store(true)
+	if it.left.Load() == leftEnded { // it has just got its fate, which may not have seen that
+		it.storing.Store(false)
+		h.mu.Unlock()
+		return true, nil
+	}
 	h.mu.Unlock()
 
 	gone, err := p.append(ctx, h, l, it, parcel)
@@ -94,12 +99,11 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 	}
 
 	it.twin.CompareAndSwap(unknownTwin, 0)
+	h.mu.Lock()
+	// It leaves its source and its place in the lane in one step: whoever finds it there still, while its ack is on
+	// its way, would send it beside its entry, or put it back, and then its entry would be passed over.
 	it.entry.Store(parcel.Entry)
 	won := it.leave(leftParked)
-	if won {
-		h.stored(it)
-	}
-	h.mu.Lock()
 	it.storing.Store(false)
 	switch {
 	case won:
@@ -113,6 +117,9 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 	h.list(l)
 	h.dispatch()
 	h.mu.Unlock()
+	if won {
+		h.stored(it)
+	}
 	h.endTwin(it)
 	if key := it.envelope.Coalesce; key != "" && won && !gone {
 		return true, p.replace(ctx, h, l, key, parcel.Entry)
@@ -120,7 +127,7 @@ func (p *parker) park(ctx context.Context, job parking) (again bool, err error) 
 	return true, nil
 }
 
-// stored settles an item that left its source for the mailbox.
+// stored settles an item that left its source for the mailbox. An ack may take its time: the caller does not hold mu.
 func (h *hub) stored(it *item) {
 	h.room.leave()
 	it.of.resolve(it.parked())
