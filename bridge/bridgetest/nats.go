@@ -29,8 +29,12 @@ type NATS struct {
 	srv *server.Server
 }
 
-// patience is how long a server, or an answer of it, may take to come on a busy machine.
-const patience = 30 * time.Second
+const (
+	// patience is how long a server may take to come on a busy machine.
+	patience = 30 * time.Second
+	// answer is how long one answer of JetStream may take: less, so that who asks a server that comes and goes can ask again.
+	answer = 10 * time.Second
+)
 
 // RunNATS starts a server. Each change may set credentials, TLS or anything else.
 func RunNATS(t testing.TB, changes ...func(*server.Options)) *NATS {
@@ -104,7 +108,7 @@ func (n *NATS) Conn(t testing.TB, opts ...nats.Option) *nats.Conn {
 // JetStream connects and returns its JetStream.
 func (n *NATS) JetStream(t testing.TB, opts ...nats.Option) jetstream.JetStream {
 	t.Helper()
-	js, err := jetstream.New(n.Conn(t, opts...), jetstream.WithDefaultTimeout(patience))
+	js, err := jetstream.New(n.Conn(t, opts...), jetstream.WithDefaultTimeout(answer))
 	require.NoError(t, err)
 	return js
 }

@@ -111,7 +111,7 @@ func TestLookupOutlivesServerAndBucket(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err := kv.PutString(t.Context(), "a", "2")
 		return err == nil
-	}, 30*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	gives(t, l, "a", "2")
 
 	js := n.JetStream(t)

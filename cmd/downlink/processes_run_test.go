@@ -258,7 +258,7 @@ func (l *landscape) connect() {
 	var err error
 	l.nc, err = nats.Connect(l.natsURL, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond), nats.Timeout(patience))
 	require.NoError(l.t, err)
-	l.js, err = jetstream.New(l.nc, jetstream.WithDefaultTimeout(patience))
+	l.js, err = jetstream.New(l.nc, jetstream.WithDefaultTimeout(10*time.Second))
 	require.NoError(l.t, err)
 }
 
