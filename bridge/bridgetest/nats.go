@@ -4,7 +4,11 @@ package bridgetest
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"testing"
@@ -111,6 +115,18 @@ func (n *NATS) JetStream(t testing.TB, opts ...nats.Option) jetstream.JetStream 
 	js, err := jetstream.New(n.Conn(t, opts...), jetstream.WithDefaultTimeout(answer))
 	require.NoError(t, err)
 	return js
+}
+
+// DeleteStream deletes a stream. It waits until the server has removed what another of that name left: until then a
+// second one cannot be removed (filestore.go, Delete), and comes to life with the next that is made.
+func (n *NATS) DeleteStream(t testing.TB, name string) {
+	t.Helper()
+	left := filepath.Join(n.Server().StoreDir(), "$G", "streams", "."+name)
+	require.Eventually(t, func() bool {
+		_, err := os.Stat(left)
+		return errors.Is(err, fs.ErrNotExist)
+	}, patience, time.Millisecond)
+	require.NoError(t, n.JetStream(t).DeleteStream(t.Context(), name))
 }
 
 // CreateStream makes a stream with file storage.

@@ -393,11 +393,11 @@ func TestMailboxMissing(t *testing.T) {
 	boxes, err := m.Boxes(t.Context(), "COMMANDS")
 	require.NoError(t, err)
 	require.Empty(t, boxes)
-	require.NoError(t, n.JetStream(t).DeleteStream(t.Context(), m.Stream()))
+	n.DeleteStream(t, m.Stream())
 	p, err := m.Next(t.Context(), boxOf("d"), 0)
 	require.NoError(t, err)
 	require.Nil(t, p)
-	require.NoError(t, n.JetStream(t).DeleteStream(t.Context(), m.Stream()))
+	n.DeleteStream(t, m.Stream())
 	appendTo(t, m, waits("d", 1))
 }
 

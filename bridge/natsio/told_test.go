@@ -112,12 +112,12 @@ func TestToldOfAnotherStream(t *testing.T) {
 	require.NoError(t, s.Purge(t.Context(), jetstream.WithPurgeSequence(8)))
 	require.True(t, isTold(t, r, completed(9), begin))
 	for range 2 {
-		require.NoError(t, js.DeleteStream(t.Context(), r.Stream()))
+		n.DeleteStream(t, r.Stream())
 		require.False(t, isTold(t, r, completed(5), begin), "and no stream, but that is made again")
 	}
 	storeMany(t, n, r, 20, 25)
 	require.True(t, isTold(t, r, completed(22), begin), "fewer than were read")
-	require.NoError(t, js.DeleteStream(t.Context(), r.Stream()))
+	n.DeleteStream(t, r.Stream())
 	storeMany(t, n, r, 40, 80)
 	require.False(t, isTold(t, r, completed(22), begin))
 	require.True(t, isTold(t, r, completed(41), begin), "more than were read")
