@@ -67,10 +67,18 @@ type link struct {
 func (p *peer) accept(t *testing.T) *link {
 	t.Helper()
 	require.NoError(t, p.listener.SetDeadline(time.Now().Add(within)))
-	raw, err := p.listener.Accept()
-	require.NoError(t, err)
-	conn := tls.Server(raw, p.config)
-	t.Cleanup(func() { conn.Close() })
+	var conn *tls.Conn
+	for {
+		raw, err := p.listener.Accept()
+		require.NoError(t, err)
+		conn = tls.Server(raw, p.config)
+		t.Cleanup(func() { conn.Close() })
+		require.NoError(t, conn.SetDeadline(time.Now().Add(within)))
+		if conn.Handshake() == nil {
+			require.NoError(t, conn.SetDeadline(time.Time{}))
+			break // else it is somebody who looks for another server, which had this port before
+		}
+	}
 	l := &link{t: t, conn: conn}
 	connect, ok := l.read().(*packets.ConnectPacket)
 	require.True(t, ok)

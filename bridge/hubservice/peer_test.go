@@ -105,7 +105,11 @@ func (p *peer) tokensSeen() []string {
 func (p *peer) last() *peerConn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.conns[len(p.conns)-1]
+	for i := len(p.conns) - 1; ; i-- {
+		if p.conns[i].spoke {
+			return p.conns[i] // else it is somebody who looks for another server, which had this port before
+		}
+	}
 }
 
 type peerConn struct {
@@ -119,6 +123,7 @@ type peerConn struct {
 	incoming   uint32            // transfers received
 	partial    []byte
 	deliveryID uint64
+	spoke      bool        // AMQP; guarded by peer.mu
 	detached   sync.Map    // handles that we detached
 	ended      atomic.Bool // by us: what comes back is the answer
 }
@@ -129,6 +134,9 @@ func (c *peerConn) serve() {
 	if _, err := io.ReadFull(c.Conn, header[:]); err != nil || string(header[:]) != "AMQP\x00\x01\x00\x00" {
 		return
 	}
+	c.mu.Lock()
+	c.spoke = true
+	c.mu.Unlock()
 	_, _ = c.Conn.Write(header[:])
 	for {
 		var head [8]byte
