@@ -94,8 +94,8 @@ func TestPubUnreachable(t *testing.T) {
 
 func TestSubInterrupted(t *testing.T) {
 	url := runNATS(t)
-	s := start(t, "sub", ">", "--count", "1", "-s", url)
-	s.says(t, "listening on >")
+	s := start(t, "sub", "nothing.>", "--count", "1", "-s", url)
+	s.says(t, "listening on nothing.>")
 	require.Equal(t, exitFailed, s.stop(t))
 	require.Contains(t, s.errs.String(), "stopped after 0 of 1 messages")
 }
