@@ -30,7 +30,9 @@ func (d *delays) one(ctx context.Context) {
 		wait = time.Duration(d.rnd.Int64N(int64(d.most)))
 	}
 	d.mu.Unlock()
-	sleep(ctx, wait)
+	if wait > 0 {
+		sleep(ctx, wait)
+	}
 }
 
 type delayedSource struct {
@@ -98,7 +100,7 @@ func (h delayedHub) Send(ctx context.Context, e *mapping.Envelope) error {
 // One process, whose link to the hub and whose source are never lost, sends nothing twice, however long each step takes
 // and whether an append's answer gets lost: lanes spill, drain and spill again all the while. And the order is kept.
 func TestNothingTwiceWithoutALoss(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := range uint64(30) {
 		synctest.Test(t, func(t *testing.T) { nothingTwice(t, seed) })
 	}
 }
