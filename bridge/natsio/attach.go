@@ -210,7 +210,7 @@ func (a *attachment) unpin(ctx context.Context) {
 	defer cancel()
 	body := []byte(`{"group":"` + pinnedGroup + `"}`)
 	// Otherwise it runs out by itself: without a permission, for one.
-	_ = a.o.Conn.apiRequest(ctx, "CONSUMER.UNPIN."+a.o.Stream+"."+a.o.Consumer, body, &struct{}{})
+	_ = a.o.Conn.apiRequest(ctx, apiTimeout, "CONSUMER.UNPIN."+a.o.Stream+"."+a.o.Consumer, body, &struct{}{})
 }
 
 const unpinTimeout = time.Second

@@ -162,14 +162,9 @@ func (c *Conn) endSession() {
 	c.session, c.endOf = context.WithCancelCause(context.Background())
 }
 
-// request calls ask with a context for one request: five seconds at most, and not beyond the loss
+// request calls ask with a context for one request: limit at most, and not beyond the loss
 // of the connection, with which the answer is lost as well.
-func (c *Conn) request(ctx context.Context, ask func(context.Context) error) error {
-	return c.requestFor(ctx, apiTimeout, ask)
-}
-
-// requestFor is request with another limit than five seconds.
-func (c *Conn) requestFor(ctx context.Context, limit time.Duration, ask func(context.Context) error) error {
+func (c *Conn) request(ctx context.Context, limit time.Duration, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	ctx, end := context.WithCancelCause(ctx)
@@ -192,7 +187,7 @@ func (c *Conn) publish(ctx context.Context, m *nats.Msg, opts ...jetstream.Publi
 	if err := c.usable(); err != nil {
 		return nil, err
 	}
-	err = c.request(ctx, func(ctx context.Context) (err error) {
+	err = c.request(ctx, apiTimeout, func(ctx context.Context) (err error) {
 		ack, err = c.js.PublishMsg(ctx, m, opts...)
 		return err
 	})

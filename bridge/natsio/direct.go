@@ -120,7 +120,7 @@ func (c *Conn) askLeader(ctx context.Context, stream string, r directRequest) (*
 	var answer struct {
 		Message leaderMessage `json:"message"`
 	}
-	err = c.apiRequest(ctx, "STREAM.MSG.GET."+stream, body, &answer)
+	err = c.apiRequest(ctx, apiTimeout, "STREAM.MSG.GET."+stream, body, &answer)
 	var api *jetstream.APIError
 	switch {
 	case errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeMessageNotFound:

@@ -201,7 +201,7 @@ func (l *Lease) try(ctx context.Context) (*term, error) {
 	}
 	start := l.now()
 	var revision uint64
-	err = l.o.Conn.request(ctx, func(ctx context.Context) error {
+	err = l.o.Conn.request(ctx, apiTimeout, func(ctx context.Context) error {
 		e, err := kv.Get(ctx, l.key)
 		switch {
 		case errors.Is(err, jetstream.ErrKeyNotFound):
@@ -302,7 +302,7 @@ func (l *Lease) renew(ctx context.Context, t *term) (mine bool, err error) {
 	// As late as this it must be known, or it counts as lost.
 	ctx, cancel := context.WithTimeout(ctx, min(l.time.leaseRenew, l.left(t, time.Since(l.began))))
 	defer cancel()
-	err = l.o.Conn.request(ctx, func(ctx context.Context) error {
+	err = l.o.Conn.request(ctx, apiTimeout, func(ctx context.Context) error {
 		revision, err := kv.Update(ctx, l.key, []byte(l.id), t.revision)
 		if overtaken(err) {
 			// The answer to the latest update may have been lost. Then the key has a revision that we do not know.

@@ -291,7 +291,7 @@ func (m *Mailbox) Delete(ctx context.Context, entry uint64) error {
 	var answer struct {
 		Success bool `json:"success"`
 	}
-	err = m.request(ctx, "STREAM.MSG.DELETE.", body, &answer)
+	err = m.request(ctx, apiTimeout, "STREAM.MSG.DELETE.", body, &answer)
 	var api *jetstream.APIError
 	switch {
 	case errors.As(err, &api) && (api.ErrorCode == sequenceNotFound || api.ErrorCode == messageDeleteFailed && m.gone(ctx, entry)):

@@ -48,7 +48,7 @@ func (m *Mailbox) direct(ctx context.Context, body []byte) (*jetstream.RawStream
 		return nil, err
 	}
 	var r *nats.Msg
-	err := m.o.Conn.request(ctx, func(ctx context.Context) (err error) {
+	err := m.o.Conn.request(ctx, apiTimeout, func(ctx context.Context) (err error) {
 		r, err = m.o.Conn.nc.RequestWithContext(ctx, m.o.Conn.api+"DIRECT.GET."+m.Stream(), body)
 		return err
 	})
@@ -90,7 +90,7 @@ func (m *Mailbox) leader(ctx context.Context, body []byte) (*jetstream.RawStream
 			Time    time.Time `json:"time"`
 		} `json:"message"`
 	}
-	err := m.request(ctx, "STREAM.MSG.GET.", body, &answer)
+	err := m.request(ctx, apiTimeout, "STREAM.MSG.GET.", body, &answer)
 	var api *jetstream.APIError
 	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeMessageNotFound {
 		return nil, nil
@@ -110,36 +110,26 @@ func (m *Mailbox) leader(ctx context.Context, body []byte) (*jetstream.RawStream
 	return raw, nil
 }
 
-// request asks JetStream's API about our stream. A stream that is missing is made, if it may be.
-func (m *Mailbox) request(ctx context.Context, what string, body []byte, answer any) error {
-	return m.requestFor(ctx, apiTimeout, what, body, answer)
-}
-
-// requestFor is request with a limit for an answer.
-func (m *Mailbox) requestFor(ctx context.Context, limit time.Duration, what string, body []byte, answer any) error {
-	err := m.o.Conn.apiRequestFor(ctx, limit, what+m.Stream(), body, answer)
+// request asks JetStream's API about our stream, limit at most. A stream that is missing is made, if it may be.
+func (m *Mailbox) request(ctx context.Context, limit time.Duration, what string, body []byte, answer any) error {
+	err := m.o.Conn.apiRequest(ctx, limit, what+m.Stream(), body, answer)
 	var api *jetstream.APIError
 	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamNotFound {
 		if err := m.stream.ensure(ctx); err != nil {
 			return err
 		}
-		err = m.o.Conn.apiRequestFor(ctx, limit, what+m.Stream(), body, answer)
+		err = m.o.Conn.apiRequest(ctx, limit, what+m.Stream(), body, answer)
 	}
 	return err
 }
 
-// apiRequest asks JetStream's API, five seconds at most. An error it answers is a *jetstream.APIError.
-func (c *Conn) apiRequest(ctx context.Context, subject string, body []byte, answer any) error {
-	return c.apiRequestFor(ctx, apiTimeout, subject, body, answer)
-}
-
-// apiRequestFor is apiRequest with another limit than five seconds.
-func (c *Conn) apiRequestFor(ctx context.Context, limit time.Duration, subject string, body []byte, answer any) error {
+// apiRequest asks JetStream's API, limit at most. An error it answers is a *jetstream.APIError.
+func (c *Conn) apiRequest(ctx context.Context, limit time.Duration, subject string, body []byte, answer any) error {
 	if err := c.usable(); err != nil {
 		return err
 	}
 	var r *nats.Msg
-	err := c.requestFor(ctx, limit, func(ctx context.Context) (err error) {
+	err := c.request(ctx, limit, func(ctx context.Context) (err error) {
 		r, err = c.nc.RequestWithContext(ctx, c.api+subject, body)
 		return err
 	})
@@ -207,7 +197,7 @@ func (m *Mailbox) subjects(ctx context.Context, filter string) ([]subjectCount, 
 				Subjects map[string]uint64 `json:"subjects"`
 			} `json:"state"`
 		}
-		err = m.requestFor(ctx, pageTimeout, "STREAM.INFO.", body, &page)
+		err = m.request(ctx, pageTimeout, "STREAM.INFO.", body, &page)
 		return page.State.Subjects, page.Total, err
 	})
 }
