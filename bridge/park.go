@@ -353,11 +353,11 @@ func (h *hub) takeUp(l *lane, q *Parcel) (fresh bool, copied *item) {
 	if h.ended.has(entry) {
 		return false, nil
 	}
-	if stray, orphan := h.bridge.strays.take(q); orphan {
-		h.ended.add(entry)
-		h.bridge.ledger.add(h.bridge.sendCtx, closing{entry: entry, hub: h})
-		return false, nil
-	} else if stray {
+	if stray, orphan := h.bridge.strays.take(q); stray {
+		if orphan {
+			h.ended.add(entry)
+			h.bridge.ledger.add(h.bridge.sendCtx, closing{entry: entry, hub: h})
+		}
 		return false, nil
 	}
 	l.stored = max(l.stored, 1) - 1
