@@ -163,28 +163,35 @@ func (m slowAnswers) Append(ctx context.Context, q *Parcel) (bool, error) {
 	return repeat, err
 }
 
+// lateBehindWhatWaits has "late" and "last" come for a device for which 80 messages wait in the mailbox, and which has room
+// soon after: all are sent once, in order.
+func lateBehindWhatWaits(t *testing.T, change func(*Options), why ...any) {
+	t.Helper()
+	w := newWorld()
+	w.full["d"] = true
+	for _, name := range numbered(80) {
+		w.publish("cmd.d", name)
+	}
+	p := w.run(t, change)
+	time.Sleep(10 * time.Second)
+	require.Equal(t, 80, w.boxed())
+	w.publish("cmd.d", "late")
+	w.publish("cmd.d", "last")
+	time.Sleep(500 * time.Millisecond)
+	w.set(func() { w.full["d"] = false })
+	p.Freed("main", "d")
+	w.quiet(t, "")
+	require.Equal(t, append(numbered(80), "late", "last"), w.names("d"), why...)
+	require.Zero(t, w.boxed())
+	p.stop(t)
+}
+
 // A message is read from the mailbox and sent while the answer to its append is on its way, or lost: the
 // copy in memory is not sent as well.
 func TestSentFromTheMailboxBeforeItsAppendIsAnswered(t *testing.T) {
 	for _, lost := range []error{nil, errors.New("no answer from JetStream")} {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld()
-			w.full["d"] = true
-			for _, name := range numbered(80) {
-				w.publish("cmd.d", name)
-			}
-			p := w.run(t, func(o *Options) { o.Mailbox = slowAnswers{o.Mailbox, lost} })
-			time.Sleep(10 * time.Second)
-			require.Equal(t, 80, w.boxed())
-			w.publish("cmd.d", "late")
-			w.publish("cmd.d", "last")
-			time.Sleep(500 * time.Millisecond)
-			w.set(func() { w.full["d"] = false })
-			p.Freed("main", "d")
-			w.quiet(t, "")
-			require.Equal(t, append(numbered(80), "late", "last"), w.names("d"), lost)
-			require.Zero(t, w.boxed())
-			p.stop(t)
+			lateBehindWhatWaits(t, func(o *Options) { o.Mailbox = slowAnswers{o.Mailbox, lost} }, lost)
 		})
 	}
 }
@@ -213,22 +220,7 @@ func (d slowAck) Ack(ctx context.Context) error {
 // its way to its source: it has left the lane by then, and is not sent from there as well.
 func TestSentFromTheMailboxBeforeItsAckHasLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		w.full["d"] = true
-		for _, name := range numbered(80) {
-			w.publish("cmd.d", name)
-		}
-		p := w.run(t, func(o *Options) { o.Sources[0] = slowAcks{o.Sources[0].(*process)} })
-		time.Sleep(10 * time.Second)
-		require.Equal(t, 80, w.boxed())
-		w.publish("cmd.d", "late")
-		w.publish("cmd.d", "last")
-		time.Sleep(500 * time.Millisecond)
-		w.set(func() { w.full["d"] = false })
-		p.Freed("main", "d")
-		w.quiet(t, "")
-		require.Equal(t, append(numbered(80), "late", "last"), w.names("d"))
-		p.stop(t)
+		lateBehindWhatWaits(t, func(o *Options) { o.Sources[0] = slowAcks{o.Sources[0].(*process)} })
 	})
 }
 

@@ -68,21 +68,8 @@ func startAt(t *testing.T, hub *app.EmbeddedHub, text string) (_ *app.App, stop 
 
 // testLog shows the process's log if the test fails.
 type testLog struct {
-	mu   sync.Mutex
-	text strings.Builder
-	t    *testing.T
-}
-
-func (l *testLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *testLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
+	bridgetest.Log
+	t *testing.T
 }
 
 func (l *testLog) end() {

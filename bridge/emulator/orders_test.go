@@ -1,15 +1,15 @@
 package emulator_test
 
 import (
-	"bytes"
 	"log/slog"
-	"sync"
+	"strings"
 	"testing"
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 	"github.com/stretchr/testify/require"
 
+	"downlink/bridge/bridgetest"
 	"downlink/bridge/emulator"
 	"downlink/bridge/emulator/fault"
 	"downlink/bridge/emulator/mqttd"
@@ -79,7 +79,7 @@ func TestDevicesOrderFaults(t *testing.T) {
 }
 
 func TestOrdersForAMQPDevicesChangeNothing(t *testing.T) {
-	var log lockedBuffer
+	var log bridgetest.Log
 	h := runHub(t, emulator.Options{Devices: []string{"d1"}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	d := connected(t, h, "d1")
 	kinds := append(fault.ForAMQP(), "Unheard")
@@ -87,8 +87,8 @@ func TestOrdersForAMQPDevicesChangeNothing(t *testing.T) {
 		require.True(t, order(d, "d1", kind, "0", "600").WaitTimeout(wait))
 	}
 	require.True(t, order(d, "d1", fault.KillTCP, "soon", "").WaitTimeout(wait))
-	require.Eventually(t, func() bool { return bytes.Count(log.Bytes(), []byte("level=WARN")) == len(kinds)+1 }, wait, tick)
-	require.Contains(t, string(log.Bytes()), "for a device on AMQP")
+	require.Eventually(t, func() bool { return strings.Count(log.String(), "level=WARN") == len(kinds)+1 }, wait, tick)
+	require.Contains(t, log.String(), "for a device on AMQP")
 	require.Empty(t, h.Faults().Rules())
 	require.True(t, d.IsConnectionOpen())
 }
@@ -161,21 +161,4 @@ func TestTelemetryFaults(t *testing.T) {
 	d.Publish(topic, 1, false, "lost")
 	require.Eventually(t, isGone(h), wait, tick)
 	require.Len(t, h.Telemetry().Read(telemetry.Query{}), 2)
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) Bytes() []byte {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return bytes.Clone(l.b.Bytes())
 }

@@ -1,7 +1,6 @@
 package hubservice_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -15,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -40,26 +38,8 @@ func runThis(t testing.TB, c *hubservice.Client) {
 	})
 }
 
-// logText is a log that a test reads while it is written.
-type logText struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logText) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *logText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // entraOptions are a client's that has its secret in a file.
-func entraOptions(t *testing.T, issuer *bridgetest.Issuer, devices ...string) (*bridgetest.Hub, hubservice.Options, *logText, string) {
+func entraOptions(t *testing.T, issuer *bridgetest.Issuer, devices ...string) (*bridgetest.Hub, hubservice.Options, *bridgetest.Log, string) {
 	h := bridgetest.RunHubWith(t, emulator.Options{Devices: devices, Entra: &entra.Options{Issuer: issuer.URL(), RootCAs: issuer.RootCAs()}})
 	file := filepath.Join(t.TempDir(), "secret")
 	require.NoError(t, os.WriteFile(file, []byte(issuer.Secret+"\n"), 0o600))
@@ -71,7 +51,7 @@ func entraOptions(t *testing.T, issuer *bridgetest.Issuer, devices ...string) (*
 	require.NoError(t, err)
 	require.True(t, o.RootCAs.AppendCertsFromPEM(text))
 	o.Entra = &hubservice.Entra{TenantID: issuer.Tenant, ClientID: issuer.Client, ClientSecretFile: file, Authority: issuer.Authority()}
-	log := &logText{}
+	log := &bridgetest.Log{}
 	o.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	t.Cleanup(func() {
 		require.NotContains(t, log.String(), issuer.Secret)

@@ -254,7 +254,7 @@ func TestFeedbackIsReleasedAtTheEnd(t *testing.T) {
 func TestFeedbackLinkRefused(t *testing.T) {
 	h := feedbackHub(t, emulator.Options{})
 	cancel := h.Faults().Add(fault.AttachReceiver, 0, nil, fault.Action{Kind: fault.Reject, Condition: "amqp:not-allowed", Text: "no"})
-	logged := &logText{}
+	logged := &bridgetest.Log{}
 	o := options(h)
 	o.Logger = slog.New(slog.NewTextHandler(logged, nil))
 	c := run(t, o)
@@ -297,7 +297,7 @@ func TestFeedbackLinkDetached(t *testing.T) {
 // What nobody can read is counted and settled, without a word of it in the log.
 func TestFeedbackThatCannotBeRead(t *testing.T) {
 	h := feedbackHub(t, emulator.Options{})
-	logged := &logText{}
+	logged := &bridgetest.Log{}
 	o := options(h)
 	o.Logger = slog.New(slog.NewTextHandler(logged, nil))
 	c := run(t, o)

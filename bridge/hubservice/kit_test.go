@@ -1,13 +1,11 @@
 package hubservice
 
 import (
-	"bytes"
 	"context"
 	"flag"
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"downlink/bridge"
+	"downlink/bridge/bridgetest"
 	"downlink/mapping"
 )
 
@@ -34,33 +33,15 @@ const soon = 30 * time.Second
 // may be anybody's by now, this one is kept for one service.
 const nobody = "127.0.0.1:1"
 
-// logBuffer is a log that a test can read while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // requireLogged waits until the log has text: what a client tells in its Stats it
 // may log a moment later.
-func requireLogged(t *testing.T, log *logBuffer, text string) {
+func requireLogged(t *testing.T, log *bridgetest.Log, text string) {
 	t.Helper()
 	require.Eventually(t, func() bool { return strings.Contains(log.String(), text) }, soon, time.Millisecond)
 }
 
 // requireLoggedTimes is requireLogged for a text that comes n times and no more.
-func requireLoggedTimes(t *testing.T, log *logBuffer, n int, text string) {
+func requireLoggedTimes(t *testing.T, log *bridgetest.Log, n int, text string) {
 	t.Helper()
 	count := func() int { return strings.Count(log.String(), text) }
 	require.Eventually(t, func() bool { return count() >= n }, soon, time.Millisecond)
@@ -79,9 +60,9 @@ func testOptions(p *peer) Options {
 
 // runClient runs a client until the test ends. Whatever it logs never contains
 // the key or a signature.
-func runClient(t *testing.T, o Options, change ...func(*Client)) (*Client, *logBuffer) {
+func runClient(t *testing.T, o Options, change ...func(*Client)) (*Client, *bridgetest.Log) {
 	t.Helper()
-	log := &logBuffer{}
+	log := &bridgetest.Log{}
 	o.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c, err := New(o)
 	require.NoError(t, err)

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -35,7 +33,7 @@ func cli(t *testing.T, args ...string) result {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
-	var out, errs buffer
+	var out, errs bridgetest.Log
 	code := run(ctx, append([]string{}, args...), strings.NewReader(""), &out, &errs) // nil would be this test's own arguments
 	require.NoError(t, ctx.Err(), "the command did not end by itself: %v\n%s", args, errs.String())
 	return result{code, out.String(), errs.String()}
@@ -54,27 +52,9 @@ func cliWithin(t *testing.T, flag string, limit time.Duration, want string, args
 	}
 }
 
-// buffer is a bytes.Buffer that one goroutine may read while others write.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // started is a command that runs in the background.
 type started struct {
-	out, errs *buffer
+	out, errs *bridgetest.Log
 	cancel    context.CancelFunc
 	done      chan struct{}
 	code      int // once done is closed
@@ -84,7 +64,7 @@ type started struct {
 func start(t *testing.T, args ...string) *started {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &started{out: &buffer{}, errs: &buffer{}, cancel: cancel, done: make(chan struct{})}
+	s := &started{out: &bridgetest.Log{}, errs: &bridgetest.Log{}, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		s.code = run(ctx, args, strings.NewReader(""), s.out, s.errs)
@@ -337,7 +317,7 @@ func TestOneWishToldTwice(t *testing.T) {
 
 // TestSignals: the first signal drains, the second ends at once.
 func TestSignals(t *testing.T) {
-	var errs buffer
+	var errs bridgetest.Log
 	exits := make(chan int, 1)
 	ctx, stop := withSignals(t.Context(), &errs, func(code int) { exits <- code })
 	defer stop()
